@@ -1,0 +1,226 @@
+"""Canonical JSON: RFC 8785 out, a strict I-JSON subset in.
+
+Everything that is measured or signed is canonical JSON, so that one value has one encoding. What
+comes in may be an attacker's: its size and depth are bounded before and while it is parsed, and
+whatever two parsers might read differently (duplicate keys, NaN, huge integers, lone surrogates)
+is refused.
+"""
+
+import hashlib
+import json
+import math
+import re
+from typing import Any, NoReturn
+
+import rfc8785
+
+from aicert.errors import Error
+
+MAX_SAFE_INT = 2**53 - 1
+"""The largest integer that every JSON implementation keeps exact (RFC 7493, 2.2)."""
+
+
+class CanonicalError(Error):
+    """The bytes are not JSON that we accept."""
+
+    code = "json.invalid"
+
+
+class TooLargeError(CanonicalError):
+    """The document is larger or nested deeper than its limit."""
+
+    code = "json.too-large"
+
+
+class DuplicateKeyError(CanonicalError):
+    """An object names a key twice."""
+
+    code = "json.duplicate-key"
+
+
+class NotCanonicalError(CanonicalError):
+    """The document is good JSON but not in its canonical form."""
+
+    code = "json.not-canonical"
+
+
+def dumps(value: object) -> bytes:
+    """Return the RFC 8785 canonical form of `value`, as UTF-8.
+
+    Raises:
+        CanonicalError: the value has no canonical form (NaN, an integer beyond 2^53 - 1, a lone
+            surrogate, a type that JSON does not have).
+    """
+    try:
+        if _plain(value):
+            # For ASCII keys and no floats, the standard encoder gives the same bytes as RFC 8785
+            # (a test holds the two against each other) at a fifth of the time.
+            text = json.dumps(
+                value, ensure_ascii=False, sort_keys=True, separators=(",", ":")
+            )
+            return text.encode()
+        return rfc8785.dumps(value)  # type: ignore[arg-type]
+    except (rfc8785.CanonicalizationError, RecursionError, UnicodeEncodeError) as error:
+        raise CanonicalError(
+            "the value has no canonical JSON form", got=error
+        ) from error
+
+
+def sha256(value: object) -> str:
+    """Return the SHA-256, in hex, of the canonical form of `value`."""
+    return hashlib.sha256(dumps(value)).hexdigest()
+
+
+def loads(data: bytes, *, max_bytes: int, max_depth: int = 32) -> Any:
+    """Parse JSON strictly.
+
+    Args:
+        data: UTF-8 bytes without a byte order mark.
+        max_bytes: the largest document accepted.
+        max_depth: how deep arrays and objects may nest.
+
+    Raises:
+        TooLargeError: a limit is passed.
+        DuplicateKeyError: a key stands twice in one object.
+        CanonicalError: anything else that is not plain I-JSON.
+    """
+    if len(data) > max_bytes:
+        raise TooLargeError(
+            "the JSON document is too large", got=len(data), expected=max_bytes
+        )
+    _check_depth(data, max_depth)
+    try:
+        text = data.decode("utf-8")
+        value = _DECODER.decode(text)
+    except UnicodeDecodeError as error:
+        raise CanonicalError("the document is not UTF-8", got=error.reason) from error
+    except json.JSONDecodeError as error:
+        where = f"{error.msg} at line {error.lineno}, column {error.colno}"
+        raise CanonicalError("the document is not JSON", got=where) from error
+    except RecursionError as error:  # unreachable below max_depth; closed all the same
+        raise TooLargeError("the JSON document nests too deep") from error
+    if b"\\u" in data:
+        _check_text(value)
+    return value
+
+
+def loads_canonical(data: bytes, *, max_bytes: int, max_depth: int = 32) -> Any:
+    """Parse JSON strictly, and refuse bytes that are not the canonical form of what they say.
+
+    Raises:
+        NotCanonicalError: the bytes are not the RFC 8785 form.
+        CanonicalError: as `loads`.
+    """
+    value = loads(data, max_bytes=max_bytes, max_depth=max_depth)
+    if dumps(value) != data:
+        raise NotCanonicalError(
+            "the JSON is not in its canonical form (RFC 8785)",
+            advice="use the file as it was published, byte for byte; do not re-format it",
+        )
+    return value
+
+
+def _plain(value: object) -> bool:
+    """Tell whether the standard encoder gives the RFC 8785 form of `value`.
+
+    It does where no float and no key beyond ASCII occurs: RFC 8785 sorts keys by UTF-16 code
+    units, which for ASCII is the order of code points. Depth is left to the encoder's own limit.
+    """
+    kind = type(value)
+    if kind is str:
+        return _CONTROL.search(value) is None  # type: ignore[call-overload]
+    if kind is dict:
+        return all(
+            type(key) is str and key.isascii() and _plain(key) and _plain(item)
+            for key, item in value.items()  # type: ignore[attr-defined]
+        )
+    if kind is list or kind is tuple:
+        return all(map(_plain, value))  # type: ignore[call-overload]
+    if kind is int:
+        return -MAX_SAFE_INT <= value <= MAX_SAFE_INT  # type: ignore[operator]
+    return value is None or kind is bool
+
+
+# Characters that the two encoders might escape differently are left to rfc8785.
+_CONTROL = re.compile(r"[\x00-\x1f\x7f\u2028\u2029\ud800-\udfff]")
+
+
+def _check_depth(data: bytes, max_depth: int) -> None:
+    """Refuse deep nesting before the recursive parser sees it."""
+    if data.count(b"[") + data.count(b"{") <= max_depth:
+        return
+    depth = 0
+    for token in _STRUCTURE.finditer(data):
+        mark = data[token.start()]
+        if mark in b"[{":
+            depth += 1
+            if depth > max_depth:
+                raise TooLargeError(
+                    "the JSON document nests too deep", expected=max_depth
+                )
+        elif mark in b"]}":
+            depth -= 1
+
+
+# A string (skipped whole, so that brackets in it do not count), or one structural character.
+_STRUCTURE = re.compile(rb'"(?:[^"\\]|\\.)*+"?|[\[\]{}]', re.DOTALL)
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    result = dict(pairs)
+    if len(result) != len(pairs):
+        seen: set[str] = set()
+        for key, _ in pairs:
+            if key in seen:
+                raise DuplicateKeyError(
+                    "a key stands twice in one JSON object", got=key
+                )
+            seen.add(key)
+    return result
+
+
+def _check_text(value: object) -> None:
+    """Refuse lone surrogates, which only an escape can bring in."""
+    if type(value) is str:
+        if not value.isascii() and _SURROGATE.search(value):
+            raise CanonicalError(
+                "a JSON string holds a lone surrogate", got=ascii(value[:60])
+            )
+    elif type(value) is dict:
+        for key, item in value.items():
+            _check_text(key)
+            _check_text(item)
+    elif type(value) is list:
+        for item in value:
+            _check_text(item)
+
+
+_SURROGATE = re.compile("[\ud800-\udfff]")
+
+
+def _integer(text: str) -> int:
+    value = int(text) if len(text) <= 17 else None
+    if value is None or abs(value) > MAX_SAFE_INT:
+        raise CanonicalError("an integer is beyond 2^53 - 1", got=text[:40])
+    return value
+
+
+def _float(text: str) -> float:
+    value = float(text)
+    if len(text) > 40 or not math.isfinite(value):
+        raise CanonicalError("a number cannot be kept exact", got=text[:40])
+    return value
+
+
+def _constant(text: str) -> NoReturn:
+    raise CanonicalError(
+        "the document holds a constant that JSON does not have", got=text
+    )
+
+
+_DECODER = json.JSONDecoder(
+    object_pairs_hook=_object,
+    parse_int=_integer,
+    parse_float=_float,
+    parse_constant=_constant,
+)

@@ -1,0 +1,69 @@
+"""The base of every error that aicert raises on purpose.
+
+An error is part of the interface: it has a stable code for programs, says what was found and
+what was expected, and tells a person what to do next. Each module defines its own subclasses,
+one for each way to fail.
+"""
+
+from typing import ClassVar
+
+_SHOWN = 400
+
+
+class Error(Exception):
+    """Something is wrong, with a stable code and advice.
+
+    `got` and `expected` are shown as text and cut to a bounded length, because they may come from
+    an attacker's file.
+    """
+
+    code: ClassVar[str] = "error"
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        got: object = None,
+        expected: object = None,
+        advice: str | None = None,
+    ) -> None:
+        """Hold the message and, where they help, what was found, what was expected, advice."""
+        super().__init__(message)
+        self.message = message
+        self.got = None if got is None else _shown(got)
+        self.expected = None if expected is None else _shown(expected)
+        self.advice = advice
+
+    def to_json(self) -> dict[str, str]:
+        """Return the error as strings: code and message, and got, expected, advice where set."""
+        fields = {
+            "code": self.code,
+            "message": self.message,
+            "got": self.got,
+            "expected": self.expected,
+            "advice": self.advice,
+        }
+        return {name: value for name, value in fields.items() if value is not None}
+
+    def diagnostics(self) -> str:
+        """Return the error as a few lines for a person at a terminal."""
+        lines = [f"{self.message}  [{self.code}]"]
+        if self.expected is not None:
+            lines.append(f"  expected: {self.expected}")
+        if self.got is not None:
+            lines.append(f"  got:      {self.got}")
+        if self.advice is not None:
+            lines.append(f"  what to do: {self.advice}")
+        return "\n".join(lines)
+
+
+class InternalError(Error):
+    """A mistake in aicert itself, not in what it was given."""
+
+    code = "internal"
+
+
+def _shown(value: object) -> str:
+    text = value.hex() if isinstance(value, bytes) else str(value)
+    text = text if text.isprintable() else repr(text)
+    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}… ({len(text)} characters)"

@@ -1,0 +1,323 @@
+"""Manifests: the files of a tree, with sizes and SHA-256, and one root digest over them.
+
+The root is that of the OpenSSF Model Signing format, version 1: SHA-256 over the raw digests of
+the files, in the order of their paths. That root does not cover names and sizes, so each manifest
+also has a digest of its canonical JSON, which does; what we measure holds both.
+"""
+
+import hashlib
+import os
+import stat
+import unicodedata
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from aicert import canonical
+from aicert.errors import Error
+from aicert.reader import Reader
+
+MAX_FILES = 1_000_000
+"""The most files that a manifest may list."""
+
+MAX_PATH = 1024
+"""The longest path, in UTF-8 bytes."""
+
+_CHUNK = 1 << 20
+_MAX_DEPTH = 64
+
+
+class ManifestError(Error):
+    """A tree or a manifest cannot be accepted."""
+
+    code = "manifest.invalid"
+
+
+class PathError(ManifestError):
+    """A path is not a plain relative path."""
+
+    code = "manifest.path"
+
+
+class CollisionError(ManifestError):
+    """Two paths are the same file on some file system."""
+
+    code = "manifest.collision"
+
+
+class LinkError(ManifestError):
+    """A tree holds a link or a special file."""
+
+    code = "manifest.link"
+
+
+class ChangedError(ManifestError):
+    """A file changed while it was being read."""
+
+    code = "manifest.changed"
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class File:
+    """One file: its path in the tree, its size in bytes, its SHA-256 in hex."""
+
+    path: str
+    size: int
+    sha256: str
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the JSON form."""
+        return {"path": self.path, "size": self.size, "sha256": self.sha256}
+
+    @classmethod
+    def read(cls, reader: Reader) -> "File":
+        """Read the JSON form; the caller refuses unknown fields."""
+        path = check_path(reader.text("path", max_length=MAX_PATH))
+        return cls(path, reader.integer("size"), reader.sha256("sha256"))
+
+
+@dataclass(frozen=True, slots=True)
+class Manifest:
+    """The files of a tree, in the order of their paths (by Unicode code point).
+
+    `Manifest.from_json(m.to_json()) == m` for every manifest.
+    """
+
+    files: tuple[File, ...]
+
+    def __post_init__(self) -> None:
+        """Refuse a manifest whose files are unsorted, repeated, or collide."""
+        if len(self.files) > MAX_FILES:
+            raise ManifestError("too many files", got=len(self.files), expected=MAX_FILES)
+        paths = [file.path for file in self.files]
+        if any(first >= second for first, second in zip(paths, paths[1:], strict=False)):
+            raise ManifestError("the files are not sorted by path, or one stands twice")
+        check_collisions(paths)
+
+    @classmethod
+    def of(cls, files: "list[File]") -> "Manifest":
+        """Make a manifest of files in any order."""
+        return cls(tuple(sorted(files)))
+
+    @property
+    def root(self) -> str:
+        """The OMS v1 root, in hex; it does not cover names and sizes (see `digest`)."""
+        return hashlib.sha256(b"".join(bytes.fromhex(f.sha256) for f in self.files)).hexdigest()
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of the canonical JSON, in hex: covers names, sizes and contents."""
+        return canonical.sha256(self.to_json())
+
+    @property
+    def size(self) -> int:
+        """The sum of the sizes, in bytes."""
+        return sum(file.size for file in self.files)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the JSON form."""
+        return {"version": 1, "files": [file.to_json() for file in self.files]}
+
+    @classmethod
+    def from_json(cls, value: Any, where: str = "manifest") -> "Manifest":
+        """Read the JSON form.
+
+        Raises:
+            ManifestError: it is not a manifest.
+        """
+        reader = Reader(value, where, ManifestError)
+        reader.const("version", 1)
+        manifest = cls(tuple(read_files(reader, MAX_FILES)))
+        reader.done()
+        return manifest
+
+
+def read_files(reader: Reader, max_items: int) -> Iterator[File]:
+    """Read the field `files`: an array of the JSON form of `File`."""
+    for item in reader.children("files", max_items=max_items):
+        yield File.read(item)
+        item.done()
+
+
+def check_path(path: str) -> str:
+    """Return `path` if it is a plain relative path that means the same everywhere.
+
+    That is: POSIX separators, no empty, `.` or `..` part, no backslash, colon-led drive, control
+    or lone-surrogate character, Unicode NFC, at most `MAX_PATH` bytes.
+
+    Raises:
+        PathError: it is not.
+    """
+    problem = None
+    parts = path.split("/")
+    if not path or any(part in ("", ".", "..") for part in parts):
+        problem = "has an empty, '.' or '..' part"
+    elif "\\" in path or (len(path) > 1 and path[1] == ":"):
+        problem = "has a backslash or a drive"
+    elif any(_forbidden(character) for character in path):
+        problem = "has a control or a format character"
+    elif not unicodedata.is_normalized("NFC", path):
+        problem = "is not in Unicode normal form C"
+    elif any(part[-1] in ". " for part in parts):
+        problem = "has a part that ends in a dot or a space, which some systems drop"
+    elif len(path.encode("utf-8", "surrogatepass")) > MAX_PATH:
+        problem = f"is longer than {MAX_PATH} bytes"
+    elif len(parts) > _MAX_DEPTH:
+        problem = f"is deeper than {_MAX_DEPTH} folders"
+    if problem is not None:
+        raise PathError(f"a file's path {problem}", got=path, advice="rename the file")
+    return path
+
+
+def _forbidden(character: str) -> bool:
+    # Cc control, Cf format (bidirectional overrides, zero-width), Cs surrogate, Zl/Zp line ends:
+    # such a name looks like another one to a person.
+    return (
+        not character.isascii()
+        and unicodedata.category(character)
+        in (
+            "Cc",
+            "Cf",
+            "Cs",
+            "Zl",
+            "Zp",
+        )
+        or character < " "
+        or character == "\x7f"
+    )
+
+
+def check_collisions(paths: list[str]) -> None:
+    """Refuse paths that name one file on a case-folding or normalising file system.
+
+    Also refuses a path that is a folder of another one.
+
+    Raises:
+        CollisionError: two paths collide.
+    """
+    seen: dict[str, str] = {}
+    for path in paths:
+        other = seen.setdefault(fold(path), path)
+        if other != path:
+            raise CollisionError("two paths are one file on some systems", got=f"{other}, {path}")
+    for key, path in seen.items():
+        cut = key.rfind("/")
+        while cut > 0:
+            if key[:cut] in seen:
+                raise CollisionError("a path is both a file and a folder", got=path)
+            cut = key.rfind("/", 0, cut)
+
+
+def fold(path: str) -> str:
+    """Return the form under which two colliding paths are equal."""
+    if path.isascii():
+        return path.lower()
+    return unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", path).casefold())
+
+
+def walk(directory: Path) -> Iterator[tuple[str, int]]:
+    """Yield (path, size) of every file below `directory`, in no order.
+
+    Nothing is followed: a link or a special file anywhere in the tree is refused.
+
+    Raises:
+        LinkError: the tree holds something that is neither a file nor a folder.
+        PathError: a name is not acceptable.
+        ManifestError: the folder cannot be read, or holds more than `MAX_FILES` files.
+    """
+    count = 0
+    stack: list[tuple[str, str]] = [(os.fspath(directory), "")]
+    while stack:
+        folder, prefix = stack.pop()
+        try:
+            entries = os.scandir(folder)
+        except OSError as error:
+            raise ManifestError(
+                "a folder cannot be read", got=f"{folder}: {error.strerror}"
+            ) from error
+        with entries:
+            for entry in entries:
+                path = check_path(prefix + entry.name)
+                if entry.is_dir(follow_symlinks=False):
+                    stack.append((entry.path, f"{path}/"))
+                elif entry.is_file(follow_symlinks=False):
+                    count += 1
+                    if count > MAX_FILES:
+                        raise ManifestError("the tree holds too many files", expected=MAX_FILES)
+                    yield path, entry.stat(follow_symlinks=False).st_size
+                else:
+                    raise LinkError(
+                        "the tree holds a link or a special file",
+                        got=path,
+                        advice="replace it with the file itself, or remove it",
+                    )
+
+
+def hash_file(path: Path | str, progress: Callable[[int], None] | None = None) -> tuple[int, str]:
+    """Return the size in bytes and the SHA-256 in hex of a regular file.
+
+    The last component of the path is not followed when it is a link.
+
+    Raises:
+        LinkError: it is not a regular file.
+        ManifestError: it cannot be read.
+    """
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError as error:
+        kind = LinkError if os.path.islink(path) else ManifestError
+        raise kind("a file cannot be read", got=f"{path}: {error.strerror}") from error
+    with open(descriptor, "rb", buffering=0) as stream:
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            raise LinkError("this is not a regular file", got=path)
+        digest = hashlib.sha256()
+        size = 0
+        # 1 MiB keeps the SHA unit busy; hashlib releases the GIL, so threads scale with the cores.
+        buffer = bytearray(_CHUNK)
+        view = memoryview(buffer)
+        while count := stream.readinto(buffer):
+            digest.update(view[:count])
+            size += count
+            if progress is not None:
+                progress(count)
+    return size, digest.hexdigest()
+
+
+def scan(
+    directory: Path,
+    *,
+    jobs: int | None = None,
+    progress: Callable[[int], None] | None = None,
+) -> Manifest:
+    """Hash every file below `directory` and return its manifest.
+
+    Args:
+        directory: the tree; links anywhere in it are refused.
+        jobs: threads to hash with; by default one for each core, at most 16.
+        progress: called with each number of bytes hashed, from several threads.
+
+    Raises:
+        ManifestError: (or a subclass) the tree cannot be read or is not acceptable; a file whose
+            size changed while it was read is a `ChangedError`.
+    """
+    base = os.fspath(directory)
+
+    def one(item: tuple[str, int]) -> File:
+        path, expected = item
+        size, sha256 = hash_file(os.path.join(base, path), progress)
+        if size != expected:
+            raise ChangedError("a file changed while it was read", got=path)
+        return File(path, size, sha256)
+
+    workers = jobs or min(16, os.cpu_count() or 1)
+    # Large files first, so that the last one does not run alone.
+    listing = sorted(walk(directory), key=lambda item: -item[1])
+    if workers == 1 or len(listing) < 2:
+        return Manifest.of([one(item) for item in listing])
+    with ThreadPoolExecutor(workers) as pool:
+        chunk = max(1, min(64, len(listing) // (workers * 8)))
+        batches = [listing[i : i + chunk] for i in range(0, len(listing), chunk)]
+        done = pool.map(lambda batch: [one(item) for item in batch], batches)
+        return Manifest.of([file for batch in done for file in batch])
