@@ -302,6 +302,17 @@ def scan(
         ManifestError: (or a subclass) the tree cannot be read or is not acceptable; a file whose
             size changed while it was read is a `ChangedError`.
     """
+    return hash_files(directory, list(walk(directory)), jobs=jobs, progress=progress)
+
+
+def hash_files(
+    directory: Path,
+    listing: "list[tuple[str, int]]",
+    *,
+    jobs: int | None = None,
+    progress: Callable[[int], None] | None = None,
+) -> Manifest:
+    """Hash the files of a `listing` made by `walk`; otherwise as `scan`."""
     base = os.fspath(directory)
 
     def one(item: tuple[str, int]) -> File:
@@ -312,12 +323,12 @@ def scan(
         return File(path, size, sha256)
 
     workers = jobs or min(16, os.cpu_count() or 1)
-    # Large files first, so that the last one does not run alone.
-    listing = sorted(walk(directory), key=lambda item: -item[1])
     if workers == 1 or len(listing) < 2:
         return Manifest.of([one(item) for item in listing])
+    # Large files first, so that the last one does not run alone.
+    order = sorted(listing, key=lambda item: -item[1])
+    chunk = max(1, min(64, len(order) // (workers * 8)))
+    batches = [order[i : i + chunk] for i in range(0, len(order), chunk)]
     with ThreadPoolExecutor(workers) as pool:
-        chunk = max(1, min(64, len(listing) // (workers * 8)))
-        batches = [listing[i : i + chunk] for i in range(0, len(listing), chunk)]
         done = pool.map(lambda batch: [one(item) for item in batch], batches)
         return Manifest.of([file for batch in done for file in batch])

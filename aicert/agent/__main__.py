@@ -1,0 +1,83 @@
+"""Start the agent: `python -m aicert.agent`, and `aicert agent`.
+
+On the local machine the agent is PID 1 of a PID and mount namespace of its own, so that the
+kernel ends its TPM, its containers and everything else with it, however it ends.
+"""
+
+import argparse
+import os
+import sys
+import threading
+from contextlib import ExitStack
+from pathlib import Path
+
+from aicert.agent import server
+from aicert.agent.service import Service
+from aicert.agent.swtpm import Swtpm
+from aicert.agent.tpm import Tpm
+from aicert.errors import Error
+
+BOOT_EVENT_LOG = Path("/sys/kernel/security/tpm0/binary_bios_measurements")
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the agent until it is told to stop, or whoever started it is gone."""
+    parser = argparse.ArgumentParser(prog="aicert agent", description=__doc__.splitlines()[0])
+    parser.add_argument("--state", type=Path, required=True, help="folder for the run's files")
+    parser.add_argument("--socket", type=Path, required=True, help="Unix socket to listen on")
+    parser.add_argument(
+        "--tpm",
+        default="device:/dev/tpmrm0",
+        help="a TCTI such as device:/dev/tpmrm0, or swtpm-state:FOLDER to start a software TPM",
+    )
+    parser.add_argument("--algorithm", choices=("ecc", "rsa"), default="ecc", help="of the AK")
+    parser.add_argument("--engine", choices=("podman", "docker"), help="container engine")
+    parser.add_argument("--lifeline", type=int, help="file descriptor; its end ends the agent")
+    options = parser.parse_args(arguments)
+    if options.lifeline is not None:
+        _die_with(options.lifeline)
+    try:
+        with ExitStack() as stack:
+            tcti = options.tpm
+            if tcti.startswith("swtpm-state:"):
+                software = Swtpm(Path(tcti.removeprefix("swtpm-state:")))
+                tcti = stack.enter_context(software).tcti
+            tpm = stack.enter_context(Tpm(tcti))
+            service = Service(
+                tpm,
+                state=options.state,
+                algorithm=options.algorithm,
+                engine=options.engine,
+                boot_event_log=None if options.tpm != tcti else _boot_event_log(tcti),
+            )
+            server.serve(service, server.listen(options.socket))
+    except Error as error:
+        print(error.diagnostics(), file=sys.stderr)
+        return 1
+    return 0
+
+
+def _die_with(descriptor: int) -> None:
+    """End this process when the other end of the pipe closes: its holder has ended."""
+
+    def wait() -> None:
+        while os.read(descriptor, 1):
+            pass
+        # Not sys.exit: nothing may stand between the end of the pipe and the end of the agent.
+        os._exit(3)
+
+    threading.Thread(target=wait, name="lifeline", daemon=True).start()
+
+
+def _boot_event_log(tcti: object) -> bytes | None:
+    """Return the firmware's event log, where this machine's own TPM is used."""
+    if not isinstance(tcti, str) or not tcti.startswith("device:"):
+        return None
+    try:
+        return BOOT_EVENT_LOG.read_bytes()
+    except OSError:
+        return None
+
+
+if __name__ == "__main__":
+    sys.exit(main())

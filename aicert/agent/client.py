@@ -1,0 +1,167 @@
+"""The caller's side of the agent's API: what tasks use."""
+
+import base64
+import json
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+import httpx
+
+from aicert.agent.ca import Identity
+from aicert.errors import Error
+
+SILENCE_SECONDS = 60.0
+"""How long a step may say nothing, not even a ping, before the agent counts as lost."""
+
+_ANSWER_BYTES = 32 << 20
+
+
+class AgentError(Error):
+    """The agent refused, or a step failed; `code` is the agent's own.
+
+    `final` says that the run cannot go on and a new one is needed.
+    """
+
+    code = "agent.error"
+
+    def __init__(self, fields: dict[str, Any]) -> None:
+        """Take the error as the agent sent it."""
+        super().__init__(
+            str(fields.get("message", "the agent gave no reason")),
+            got=fields.get("got"),
+            expected=fields.get("expected"),
+            advice=fields.get("advice"),
+        )
+        self.code = str(fields.get("code", "agent.error"))  # type: ignore[misc]
+        self.final = bool(fields.get("final", False))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickle by the fields, so that the error crosses processes whole."""
+        return (type(self), ({**self.to_json(), "final": self.final},))
+
+
+class LostAgentError(Error):
+    """The agent cannot be reached, or fell silent."""
+
+    code = "agent.lost"
+
+
+class AgentClient:
+    """A connection to one agent. Make one where it is used; it is cheap and not shared."""
+
+    def __init__(self, socket_path: Path) -> None:
+        """Talk to the agent that listens on `socket_path`."""
+        self._path = socket_path
+        self._http = httpx.Client(
+            transport=httpx.HTTPTransport(uds=str(socket_path)),
+            base_url="http://agent/v1",
+            timeout=httpx.Timeout(SILENCE_SECONDS, connect=5.0),
+        )
+
+    def __enter__(self) -> "AgentClient":
+        """Return the client."""
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        """Close the connection."""
+        self._http.close()
+
+    def health(self) -> dict[str, Any]:
+        """Return the agent's version and where its run stands."""
+        return self._json("GET", "/health")
+
+    def identity(self) -> Identity:
+        """Return what a CA needs to certify the agent's attestation key."""
+        return Identity.from_json(self._json("GET", "/identity"))
+
+    def activate(self, credential_blob: bytes, encrypted_secret: bytes) -> bytes:
+        """Have the TPM answer a challenge; return the secret."""
+        body = {
+            "credentialBlob": base64.b64encode(credential_blob).decode("ascii"),
+            "encryptedSecret": base64.b64encode(encrypted_secret).decode("ascii"),
+        }
+        return base64.b64decode(self._json("POST", "/activate", body)["secret"], validate=True)
+
+    def set_ak_certificate(self, chain: "list[bytes] | tuple[bytes, ...]") -> None:
+        """Give the agent the chain that the CA issued (DER, leaf to root)."""
+        body = {"chain": [base64.b64encode(der).decode("ascii") for der in chain]}
+        self._json("PUT", "/ak-certificate", body)
+
+    def step(
+        self,
+        run: str,
+        step: str,
+        body: dict[str, Any] | None = None,
+        on_event: Callable[[dict[str, Any]], None] | None = None,
+    ) -> dict[str, Any]:
+        """Do a step, or join it; return its record.
+
+        `on_event` gets every log line and progress message, from the step's first.
+
+        Raises:
+            AgentError: the agent refused, or the step failed.
+            LostAgentError: the connection broke; the step may still go on and can be joined again.
+        """
+        with (
+            self._lost(),
+            self._http.stream("POST", f"/runs/{run}/steps/{step}", json=body or {}) as response,
+        ):
+            self._check(response)
+            for line in response.iter_lines():
+                message = json.loads(line)
+                if message["type"] == "record":
+                    return dict(message["record"])
+                if message["type"] == "error":
+                    raise AgentError(message["error"])
+                if message["type"] != "ping" and on_event is not None:
+                    on_event(message)
+        raise LostAgentError(f"the agent ended the step {step!r} without a word")
+
+    def certificate(self, run: str) -> bytes:
+        """Return the certificate of a finished run."""
+        with self._lost():
+            response = self._http.get(f"/runs/{run}/certificate")
+            self._check(response)
+            return response.content
+
+    def open_file(self, run: str, kind: str, path: str) -> Iterator[bytes]:
+        """Yield the bytes of a file of the run; kind is outputs, manifests or logs."""
+        url = f"/runs/{run}/files/{kind}/{quote(path)}"
+        with self._lost(), self._http.stream("GET", url) as response:
+            self._check(response)
+            yield from response.iter_bytes(1 << 20)
+
+    def cancel(self, run: str) -> None:
+        """Stop the run."""
+        self._json("DELETE", f"/runs/{run}")
+
+    def _json(self, method: str, path: str, body: Any = None) -> dict[str, Any]:
+        with self._lost():
+            response = self._http.request(method, path, json=body)
+            self._check(response)
+            return response.json() if response.content else {}
+
+    @contextmanager
+    def _lost(self) -> Iterator[None]:
+        try:
+            yield
+        except (httpx.TransportError, json.JSONDecodeError) as error:
+            raise LostAgentError(
+                "the agent cannot be reached",
+                got=f"{type(error).__name__}: {error}",
+                advice="see agent.log in the machine's folder; start a new run if it is gone",
+            ) from error
+
+    @staticmethod
+    def _check(response: httpx.Response) -> None:
+        if response.is_success:
+            return
+        text = b"".join(response.iter_bytes())[:_ANSWER_BYTES]
+        try:
+            fields = json.loads(text)["error"]
+        except (ValueError, KeyError, TypeError):
+            fields = {"code": "agent.http", "message": f"HTTP {response.status_code}"}
+        raise AgentError(fields)

@@ -1,0 +1,334 @@
+"""Machines on this host: start an agent, certify its attestation key, end it without a trace.
+
+This runs on the operator's side, outside the agent. It holds the operator's CA, which the agent
+never sees: the CA challenges the agent's TPM and then certifies its key.
+"""
+
+import fcntl
+import os
+import secrets
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from aicert.agent import swtpm
+from aicert.agent.ca import DevelopmentCa, Enrollment
+from aicert.agent.client import AgentClient, LostAgentError
+from aicert.errors import Error
+from aicert.reader import Reader
+
+START_SECONDS = 30.0
+STOP_SECONDS = 8.0
+
+_PASSED_ENVIRONMENT = (
+    "PATH",
+    "LANG",
+    "TZ",
+    "SSL_CERT_FILE",
+    "SSL_CERT_DIR",
+    "REQUESTS_CA_BUNDLE",
+    "HTTP_PROXY",
+    "HTTPS_PROXY",
+    "NO_PROXY",
+    "http_proxy",
+    "https_proxy",
+    "no_proxy",
+    "HF_ENDPOINT",
+    "XDG_CACHE_HOME",
+    "HOME",
+    "AICERT_CONTAINERS_CONF",
+)
+
+
+class MachineError(Error):
+    """A machine could not be provisioned."""
+
+    code = "machine.failed"
+
+
+class RootError(MachineError):
+    """The machine needs rights that this user does not have."""
+
+    code = "machine.not-root"
+
+
+class StartError(MachineError):
+    """The agent did not start."""
+
+    code = "machine.start"
+
+
+def default_state() -> Path:
+    """Return the folder that holds the operator's CA and the machines."""
+    base = os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state"
+    return Path(base) / "aicert"
+
+
+@dataclass(frozen=True, slots=True)
+class MachineConfig:
+    """How to start a machine on this host.
+
+    `local` starts a software TPM of its own; `host` uses the TPM that `tcti` names, whose EK
+    certificate must chain to a root in `ek_roots` (PEM).
+    """
+
+    kind: Literal["local", "host"] = "local"
+    state: Path = field(default_factory=default_state)
+    algorithm: Literal["ecc", "rsa"] = "ecc"
+    engine: Literal["podman", "docker"] | None = None
+    tcti: str = "device:/dev/tpmrm0"
+    ek_roots: Path | None = None
+    keep: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class MachineHandle:
+    """A running machine, in a form that crosses processes."""
+
+    id: str
+    kind: str
+    run: str
+    pid: int
+    directory: Path
+
+    @property
+    def socket(self) -> Path:
+        """Where the agent listens."""
+        return self.directory / "agent.sock"
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the JSON form."""
+        return {
+            "id": self.id,
+            "kind": self.kind,
+            "run": self.run,
+            "pid": self.pid,
+            "directory": str(self.directory),
+        }
+
+    @classmethod
+    def from_json(cls, value: Any) -> "MachineHandle":
+        """Read the JSON form."""
+        reader = Reader(value, "machine")
+        handle = cls(
+            id=reader.text("id"),
+            kind=reader.text("kind"),
+            run=reader.text("run"),
+            pid=reader.integer("pid", low=1),
+            directory=Path(reader.text("directory")),
+        )
+        reader.done()
+        return handle
+
+
+# Of the machines that this process started: the process, and the pipe whose end ends the agent.
+_started: dict[str, tuple[subprocess.Popen[bytes], int]] = {}
+_lock = threading.Lock()
+
+
+def start(config: MachineConfig, run: str) -> MachineHandle:
+    """Start a machine for one run: its agent answers and its attestation key is certified.
+
+    The machine ends when `destroy` is called or this process ends, whichever comes first.
+
+    Raises:
+        MachineError: it could not be started; nothing of it is left.
+    """
+    if os.geteuid() != 0:
+        raise RootError(
+            "the machine needs root: for namespaces of its own, and for the container engine",
+            advice="run the worker (or this command) as root, for instance with sudo",
+        )
+    machines = config.state / "machines"
+    machine_id = secrets.token_hex(6)
+    directory = machines / machine_id
+    handle = None
+    with _sweeping(config.state):
+        directory.mkdir(mode=0o700)
+        # Held by this process, then by the agent: a folder whose lock is free belongs to nobody.
+        lock = os.open(directory / "lock", os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
+        fcntl.flock(lock, fcntl.LOCK_EX)
+    try:
+        ca = DevelopmentCa.open_or_create(config.state / "ca")
+        tpm = config.tcti
+        if config.kind == "local":
+            swtpm.manufacture(directory / "tpm", ca)
+            tpm = f"swtpm-state:{directory / 'tpm'}"
+        process = _spawn(config, directory, tpm, lock)
+        handle = MachineHandle(machine_id, config.kind, run, process.pid, directory)
+        with AgentClient(handle.socket) as client:
+            _await_agent(client, process, directory)
+            roots = ca.ek_roots if config.ek_roots is None else config.ek_roots.read_bytes()
+            enrollment = Enrollment(ca, roots)
+            challenge = enrollment.begin(client.identity())
+            answer = client.activate(challenge.credential_blob, challenge.encrypted_secret)
+            client.set_ak_certificate(enrollment.finish(answer))
+    except BaseException:
+        if handle is not None:
+            destroy(handle)
+        _remove(directory)
+        raise
+    finally:
+        os.close(lock)
+    return handle
+
+
+def attach(handle: MachineHandle) -> AgentClient:
+    """Return a client of the machine's agent."""
+    return AgentClient(handle.socket)
+
+
+def destroy(handle: MachineHandle, *, keep: bool = False) -> None:
+    """End a machine and remove its folder (unless `keep`); safe to call twice, from any process.
+
+    The agent gets a moment to stop its container; then the kernel ends the whole namespace.
+    """
+    with _lock:
+        process, lifeline = _started.pop(handle.id, (None, None))
+    if process is not None and process.poll() is None:
+        _end(process)
+    if lifeline is not None:
+        os.close(lifeline)
+    if process is None and _held(handle.directory):
+        # Started by another process: its folder's lock says that it still lives.
+        with suppress(ProcessLookupError):
+            os.kill(handle.pid, signal.SIGKILL)
+        deadline = time.monotonic() + STOP_SECONDS
+        while _held(handle.directory) and time.monotonic() < deadline:
+            time.sleep(0.05)
+    if not keep:
+        _remove(handle.directory)
+
+
+def sweep(state: Path) -> list[str]:
+    """Remove what machines left behind that were killed; return their ids."""
+    with _sweeping(state) as removed:
+        return removed
+
+
+@contextmanager
+def _sweeping(state: Path) -> Iterator[list[str]]:
+    """Sweep, and hold other sweepers off: a folder that is being made has no lock yet."""
+    machines = state / "machines"
+    machines.mkdir(mode=0o700, parents=True, exist_ok=True)
+    descriptor = os.open(state / "machines.lock", os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield [
+            directory.name
+            for directory in sorted(machines.iterdir())
+            if not _held(directory) and _remove(directory)
+        ]
+    finally:
+        os.close(descriptor)
+
+
+def _spawn(config: MachineConfig, directory: Path, tpm: str, lock: int) -> subprocess.Popen[bytes]:
+    """Start the agent as PID 1 of its own PID and mount namespace.
+
+    `--kill-child` ends the agent with `unshare`; the kernel ends the rest of the namespace with
+    the agent, container and TPM included. The lifeline ends the agent with this process.
+    """
+    ours, theirs = os.pipe()
+    command = [
+        "unshare", "--pid", "--fork", "--kill-child", "--mount", "--mount-proc", "--",
+        sys.executable, "-I", "-m", "aicert.agent",
+        "--state", str(directory / "run"),
+        "--socket", str(directory / "agent.sock"),
+        "--tpm", tpm,
+        "--algorithm", config.algorithm,
+        "--lifeline", str(ours),
+    ]  # fmt: skip
+    if config.engine is not None:
+        command += ["--engine", config.engine]
+    environment = {name: os.environ[name] for name in _PASSED_ENVIRONMENT if name in os.environ}
+    with (directory / "agent.log").open("wb") as log:
+        process = subprocess.Popen(  # noqa: S603 - a fixed program and checked arguments
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            env=environment,
+            cwd="/",
+            pass_fds=(ours, lock),
+            start_new_session=True,
+        )
+    os.close(ours)
+    with _lock:
+        _started[directory.name] = (process, theirs)
+    return process
+
+
+def _await_agent(client: AgentClient, process: subprocess.Popen[bytes], directory: Path) -> None:
+    deadline = time.monotonic() + START_SECONDS
+    while True:
+        try:
+            client.health()
+        except LostAgentError:
+            if process.poll() is not None or time.monotonic() > deadline:
+                text = (directory / "agent.log").read_text("utf-8", "replace").strip()
+                raise StartError(
+                    "the agent did not start",
+                    got=text[-2000:] or f"exit status {process.poll()}",
+                    advice="the lines above are the agent's own; `make setup` installs what it needs",
+                ) from None
+            time.sleep(0.02)
+        else:
+            return
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    # To the whole group: `unshare` itself holds SIGTERM off while its child lives.
+    with suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGTERM)
+    try:
+        process.wait(STOP_SECONDS)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[int | None]:
+    try:
+        descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+    except OSError:
+        yield None
+        return
+    try:
+        yield descriptor
+    finally:
+        os.close(descriptor)
+
+
+def _held(directory: Path) -> bool:
+    """Tell whether somebody holds the folder's lock: its machine lives, or is being made."""
+    with _opened(directory / "lock") as descriptor:
+        if descriptor is None:
+            return False
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+        return False
+
+
+def _remove(directory: Path) -> bool:
+    """Remove a folder, frozen inputs included."""
+
+    def thaw(function: Any, path: str, error: Any) -> None:
+        del error
+        os.chmod(os.path.dirname(path), 0o700)
+        with suppress(FileNotFoundError):
+            function(path)
+
+    shutil.rmtree(directory, onerror=thaw)
+    return not directory.exists()

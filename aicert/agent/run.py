@@ -1,0 +1,524 @@
+"""One run: the steps, in their order, and what each one measures.
+
+This is the heart of the measured program. It knows no HTTP and no Prefect. A step does its work
+first and measures last, so that a step that fails before it has measured anything may be tried
+again; once an event is in the TPM, a failure ends the run for good.
+"""
+
+import hashlib
+import re
+import secrets as random
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path, PurePosixPath
+from typing import Any, ClassVar
+
+import aicert
+from aicert import canonical, dsse, events, log, statement, tpm2
+from aicert.agent.engine import ContainerSpec, Engine, InputMount
+from aicert.agent.fetch import Fetched, InputRequest, fetch
+from aicert.agent.oci import OciImage, acquire
+from aicert.agent.spec import Spec
+from aicert.agent.tpm import Ak, Quote, Tpm
+from aicert.certificate import AttestationKey, Certificate
+from aicert.certificate import Quote as QuoteEvidence
+from aicert.errors import Error
+from aicert.manifest import Manifest, hash_file, scan
+
+QUOTED_PCRS = tuple(range(16))
+"""Every PCR that nobody can reset; 16 to 23 can be (PC Client Platform TPM Profile, 4.6)."""
+
+MAX_METRICS_BYTES = 64 << 10
+_PARALLEL_INPUTS = 4
+
+Emit = Callable[[dict[str, Any]], None]
+
+
+class RunError(Error):
+    """A run cannot go on."""
+
+    code = "run.failed"
+
+
+class StepOrderError(RunError):
+    """A step was asked for before the one that it follows."""
+
+    code = "run.order"
+
+
+class SpecMismatchError(RunError):
+    """The same run was asked for with another spec."""
+
+    code = "run.other-spec"
+
+
+class NotEnrolledError(RunError):
+    """The attestation key has no certificate yet."""
+
+    code = "run.not-enrolled"
+
+
+class TpmResetError(RunError):
+    """The TPM was reset, restarted or extended by somebody else during the run."""
+
+    code = "run.tpm-reset"
+
+
+class OutputsError(RunError):
+    """The training did not make what the spec asks for."""
+
+    code = "run.outputs"
+
+
+@dataclass
+class Paths:
+    """Where a run keeps its files; all below one folder that only the agent writes."""
+
+    root: Path
+
+    def __post_init__(self) -> None:
+        """Make the folders."""
+        for name in ("inputs", "partial", "image", "engine", "outputs"):
+            (self.root / name).mkdir(mode=0o755, parents=True, exist_ok=True)
+
+    @property
+    def inputs(self) -> Path:
+        """One folder for each input."""
+        return self.root / "inputs"
+
+    @property
+    def partial(self) -> Path:
+        """Downloads that are not whole."""
+        return self.root / "partial"
+
+    @property
+    def image(self) -> Path:
+        """The image, as an OCI layout."""
+        return self.root / "image"
+
+    @property
+    def engine(self) -> Path:
+        """The container engine's own store."""
+        return self.root / "engine"
+
+    @property
+    def outputs(self) -> Path:
+        """What the training writes."""
+        return self.root / "outputs"
+
+    @property
+    def log(self) -> Path:
+        """The training's log."""
+        return self.root / "training.log"
+
+
+@dataclass
+class Run:
+    """The state of one run and its steps.
+
+    Steps are called one at a time (the caller sees to that); `cancel` may come from any thread.
+    """
+
+    STEPS: ClassVar[tuple[str, ...]] = ("job", "fetch", "image", "train", "outputs", "quote")
+
+    id: str
+    tpm: Tpm
+    ak: Ak
+    ak_chain: tuple[bytes, ...]
+    paths: Paths
+    make_engine: Callable[[Path], Engine]
+    boot_event_log: bytes | None = None
+    cancelled: threading.Event = field(default_factory=threading.Event)
+
+    records: list[log.Record] = field(default_factory=list)
+    spec: Spec | None = None
+    base: Path | None = None
+    baseline: Quote | None = None
+    fetched: list[Fetched] = field(default_factory=list)
+    image: OciImage | None = None
+    engine: Engine | None = None
+    outputs: Manifest | None = None
+    certificate: bytes | None = None
+
+    def perform(self, step: str, body: Mapping[str, Any], emit: Emit) -> dict[str, Any]:
+        """Do one step and return its record; `emit` is told of log lines and progress.
+
+        Raises:
+            Error: the step failed; `measured_since` tells whether it may be tried again.
+        """
+        return getattr(self, f"_step_{step}")(body, emit)  # type: ignore[no-any-return]
+
+    def cancel(self) -> None:
+        """Stop whatever is running, as soon as it can be stopped."""
+        self.cancelled.set()
+
+    def close(self) -> None:
+        """Remove the container engine's store; what was fetched and made stays."""
+        if self.engine is not None:
+            self.engine.cleanup()
+
+    # -- the steps -------------------------------------------------------------------------------
+
+    def _step_job(self, body: Mapping[str, Any], emit: Emit) -> dict[str, Any]:
+        del emit
+        spec = Spec.from_json(body["spec"])
+        nonce = bytes.fromhex(body["nonce"]) if body.get("nonce") else random.token_bytes(32)
+        if len(nonce) != 32:
+            raise RunError("the nonce is not 32 bytes", got=len(nonce))
+        self.base = Path(body["base"]) if body.get("base") else None
+        self.baseline = self.tpm.quote(self.ak, nonce, QUOTED_PCRS)
+        self.spec = spec
+        job = events.read_event(
+            {
+                "type": "job",
+                "version": 1,
+                "run": self.id,
+                "nonce": nonce.hex(),
+                "baseline": {"sha256": hashlib.sha256(self.baseline.message).hexdigest()},
+                "agent": {"name": "aicert", "version": aicert.__version__},
+                "startedOn": events.format_time(datetime.now(UTC)),
+                "spec": spec.to_json(),
+            }
+        )
+        self._measure(job)
+        return self._record("job", 1, {"spec": canonical.sha256(spec.to_json())})
+
+    def _step_fetch(self, body: Mapping[str, Any], emit: Emit) -> dict[str, Any]:
+        spec = self._spec
+        secrets: Mapping[str, Any] = body.get("secrets") or {}
+
+        def one(item: events.SpecInput) -> Fetched:
+            return fetch(
+                InputRequest(item.name, item.uri, item.revision, item.sha256),
+                self.paths.inputs / item.name,
+                base=self.base,
+                secrets=secrets.get(item.name) or {},
+                partial=self.paths.partial / item.name,
+                on_event=emit,
+                cancelled=self.cancelled,
+            )
+
+        wanted = self._measured_spec.inputs
+        with ThreadPoolExecutor(_PARALLEL_INPUTS) as pool:
+            self.fetched = list(pool.map(one, wanted))
+        # Only now, when every input is whole and right, is anything measured.
+        for item, got in zip(wanted, self.fetched, strict=True):
+            resolved = got.resolved
+            self._measure(
+                events.Input(
+                    name=item.name,
+                    uri=resolved.uri,
+                    requested=item.uri,
+                    revision=resolved.revision,
+                    kind=resolved.kind,
+                    files=len(got.manifest.files),
+                    size=got.manifest.size,
+                    root=got.manifest.root,
+                    manifest=got.manifest.digest,
+                    sha256=got.sha256,
+                    git_commit=resolved.git_commit,
+                    expected=item.sha256,
+                )
+            )
+        inputs = [
+            {
+                "name": item.name,
+                "uri": got.resolved.uri,
+                "files": len(got.manifest.files),
+                "size": got.manifest.size,
+                "sha256": got.sha256 or got.manifest.root,
+            }
+            for item, got in zip(wanted, self.fetched, strict=True)
+        ]
+        return self._record("fetch", len(spec.inputs), {"inputs": inputs})
+
+    def _step_image(self, body: Mapping[str, Any], emit: Emit) -> dict[str, Any]:
+        image = acquire(
+            self._spec.image,
+            base=self.base,
+            into=self.paths.image,
+            secrets=(body.get("secrets") or {}).get("image"),
+            on_event=emit,
+        )
+        if self.engine is None:
+            self.engine = self.make_engine(self.paths.engine)
+        self.engine.load(image)
+        self.image = image
+        self._measure(
+            events.Image(
+                reference=self._spec.image,
+                config=image.config_digest,
+                manifest=image.manifest_digest,
+                layers=image.layers,
+                architecture=image.architecture,
+            )
+        )
+        return self._record(
+            "image", 1, {"reference": self._spec.image, "config": image.config_digest}
+        )
+
+    def _step_train(self, body: Mapping[str, Any], emit: Emit) -> dict[str, Any]:
+        del body
+        assert self.engine is not None and self.image is not None
+        spec = self._measured_spec
+        inputs = [
+            InputMount(item.name, self.paths.inputs / item.name, item.target)
+            for item in spec.inputs
+        ]
+        environment = {
+            "HOME": "/tmp",  # noqa: S108 - a path in the container
+            "PATH": self.image.path,
+            "AICERT_INPUTS": "/inputs",
+            "AICERT_OUTPUTS": "/outputs",
+            "AICERT_SEED": str(spec.seed),
+            "PYTHONHASHSEED": str(spec.seed % 2**32),
+            **spec.environment,
+        }
+        container = ContainerSpec(
+            image=self.image,
+            command=spec.command,
+            environment=environment,
+            inputs=inputs,
+            outputs=self.paths.outputs,
+            limits=spec.limits,
+            log=self.paths.log,
+        )
+        prepared = self.engine.prepare(container)
+        self._measure(
+            events.TrainingStart(
+                command=spec.command,
+                environment=environment,
+                user=prepared.user,
+                network=prepared.network,
+                mounts=(
+                    *(events.Mount(i.target, i.name, writable=False) for i in spec.inputs),
+                    events.Mount("/outputs", None, writable=True),
+                ),
+                limits=spec.limits,
+                devices=prepared.devices,
+                engine_name=self.engine.name,
+                engine_version=self.engine.version,
+            )
+        )
+
+        def on_line(stream: str, line: str) -> None:
+            emit({"type": "log", "stream": stream, "line": line})
+
+        result = self.engine.run(prepared, on_line, self.cancelled)
+        metrics, warning = self._read_metrics(spec.metrics)
+        if warning is not None:
+            emit({"type": "log", "stream": "stderr", "line": f"aicert: warning: {warning}"})
+        self._measure(
+            events.TrainingEnd(
+                exit_code=result.exit_code,
+                duration_milliseconds=result.duration_milliseconds,
+                log_sha256=result.log_sha256,
+                log_size=result.log_size,
+                metrics=metrics,
+            )
+        )
+        summary = {
+            "durationMilliseconds": result.duration_milliseconds,
+            "metrics": None if metrics is None else metrics.values,
+            "warning": warning,
+        }
+        return self._record("train", 2, summary)
+
+    def _step_outputs(self, body: Mapping[str, Any], emit: Emit) -> dict[str, Any]:
+        del body
+        spec = self._measured_spec
+        done = 0
+        lock = threading.Lock()
+
+        def progress(count: int) -> None:
+            nonlocal done
+            with lock:
+                done += count
+            emit(
+                {
+                    "type": "progress",
+                    "what": "hash outputs",
+                    "done": done,
+                    "total": None,
+                    "unit": "bytes",
+                }
+            )
+
+        tree = scan(self.paths.outputs, progress=progress)
+        chosen, unmatched = select_outputs(tree, spec.outputs)
+        self.outputs = chosen
+        self._measure(events.Outputs(datetime.now(UTC).replace(microsecond=0), chosen))
+        return self._record(
+            "outputs",
+            1,
+            {
+                "root": chosen.root,
+                "files": [file.to_json() for file in chosen.files[:100]],
+                "count": len(chosen.files),
+                "size": chosen.size,
+                "unmatched": unmatched[:20],
+            },
+        )
+
+    def _step_quote(self, body: Mapping[str, Any], emit: Emit) -> dict[str, Any]:
+        del body, emit
+        assert self.baseline is not None
+        payload = statement.encode(log.parse_run(self.records))
+        signed = dsse.pae(payload)
+        signature = tpm2.parse_signature(self.tpm.sign(self.ak, signed))
+        quote = self.tpm.quote(self.ak, hashlib.sha256(signed).digest(), QUOTED_PCRS)
+        self._check_same_boot(quote)
+        certificate = Certificate(
+            payload=payload,
+            keyid=self.ak.name.hex(),
+            signature=signature.encoded,
+            attestation_key=AttestationKey(self.ak.public, self.ak_chain),
+            baseline_quote=_evidence(self.baseline),
+            quote=_evidence(quote),
+            records=tuple(self.records),
+            boot_event_log=self.boot_event_log,
+        )
+        self.certificate = certificate.encode()
+        return self._record("quote", 0, {"certificate": certificate.digest})
+
+    # -- what the steps share --------------------------------------------------------------------
+
+    @property
+    def _spec(self) -> Spec:
+        assert self.spec is not None
+        return self.spec
+
+    @property
+    def _measured_spec(self) -> events.Spec:
+        """The spec as it was measured: what runs is what the log says."""
+        job = next(r.event for r in self.records if isinstance(r.event, events.Job))
+        return job.spec
+
+    def _measure(self, event: events.Event) -> None:
+        """Extend the TPM, then write the log: a record without its extend never exists."""
+        if self.cancelled.is_set():
+            raise RunError("the run was cancelled", advice="start a new run")
+        record = log.Record.of(event)
+        self.tpm.extend(event.pcr, record.digest)
+        self.records.append(record)
+
+    def _record(self, step: str, count: int, summary: dict[str, Any]) -> dict[str, Any]:
+        """Say what a step measured, for people: the proof is the certificate."""
+        start = len(self.records) - count
+        measured = [
+            {
+                "recnum": start + offset,
+                "pcr": record.event.pcr,
+                "type": record.event.type,
+                "digest": record.digest.hex(),
+            }
+            for offset, record in enumerate(self.records[start:])
+        ]
+        values = self.tpm.read_pcrs([events.PCR_OUTPUTS, events.PCR_JOB])
+        pcrs = {str(pcr): value.hex() for pcr, value in values.items()}
+        return {"step": step, "events": measured, "pcrs": pcrs, "summary": summary}
+
+    def _check_same_boot(self, quote: Quote) -> None:
+        """Fail if the TPM did not stay in one boot, or anyone else extended a PCR."""
+        assert self.baseline is not None
+        before = tpm2.parse_attest(self.baseline.message).clock
+        after = tpm2.parse_attest(quote.message).clock
+        if (before.reset_count, before.restart_count) != (after.reset_count, after.restart_count):
+            raise TpmResetError(
+                "the TPM was reset or restarted during the run",
+                got=f"resetCount {after.reset_count}, restartCount {after.restart_count}",
+                expected=f"resetCount {before.reset_count}, restartCount {before.restart_count}",
+                advice="start a new run; the machine must not suspend or reboot while it trains",
+            )
+        expected = log.replay(self.records, self.baseline.pcrs)
+        for pcr in QUOTED_PCRS:
+            if quote.pcrs[pcr] != expected[pcr]:
+                raise TpmResetError(
+                    f"PCR {pcr} was extended by something other than this run",
+                    got=quote.pcrs[pcr],
+                    expected=expected[pcr],
+                    advice="start a new run, and let nothing else use the TPM meanwhile",
+                )
+
+    def _read_metrics(self, name: str | None) -> tuple[events.Metrics | None, str | None]:
+        """Return the training's metrics, or the reason why they cannot be taken."""
+        if name is None:
+            return None, None
+        path = self.paths.outputs / name
+        try:
+            if not path.is_symlink() and not path.exists():
+                return None, None
+            size, sha256 = hash_file(path)
+            if size > MAX_METRICS_BYTES:
+                return None, f"{name} is larger than {MAX_METRICS_BYTES} bytes: not recorded"
+            values = canonical.loads(path.read_bytes(), max_bytes=MAX_METRICS_BYTES, max_depth=4)
+        except (Error, OSError) as error:
+            return None, f"{name} is not recorded: {error}"
+        problem = events.metrics_problem(values)
+        if problem is not None:
+            return None, f"{name} {problem}: not recorded"
+        return events.Metrics(sha256, values), None
+
+    def manifests(self) -> dict[str, bytes]:
+        """Return the manifests that the log names, as canonical JSON: inputs, and outputs."""
+        found = {
+            item.name: canonical.dumps(got.manifest.to_json())
+            for item, got in zip(self._measured_spec.inputs, self.fetched, strict=True)
+        }
+        if self.outputs is not None:
+            found["outputs"] = canonical.dumps(self.outputs.to_json())
+        return found
+
+
+def select_outputs(tree: Manifest, patterns: tuple[str, ...]) -> tuple[Manifest, list[str]]:
+    """Return the files that match a pattern, and the paths of those that match none.
+
+    Patterns are those of `PurePath.match` per component, with `**` for any number of folders.
+
+    Raises:
+        OutputsError: a pattern matches nothing, or there are too many files.
+    """
+    expressions = [compile_pattern(pattern) for pattern in patterns]
+    for pattern, expression in zip(patterns, expressions, strict=True):
+        if not any(expression.fullmatch(file.path) for file in tree.files):
+            have = ", ".join(file.path for file in tree.files[:10]) or "nothing"
+            raise OutputsError(
+                "the training wrote no file that an output pattern names",
+                got=have,
+                expected=pattern,
+                advice="let the training write it below $AICERT_OUTPUTS (/outputs), "
+                "or mend 'outputs' in the spec",
+            )
+    chosen = [f for f in tree.files if any(e.fullmatch(f.path) for e in expressions)]
+    if len(chosen) > events.MAX_OUTPUTS:
+        raise OutputsError("too many outputs", got=len(chosen), expected=events.MAX_OUTPUTS)
+    kept = {file.path for file in chosen}
+    return Manifest.of(chosen), [file.path for file in tree.files if file.path not in kept]
+
+
+def compile_pattern(pattern: str) -> re.Pattern[str]:
+    """Return the expression for a glob pattern: `*` and `?` within a name, `**` across folders."""
+    parts = []
+    for part in PurePosixPath(pattern).parts:
+        if part == "**":
+            parts.append("(?:[^/]+/)*")
+        else:
+            text = re.escape(part).replace(r"\*", "[^/]*").replace(r"\?", "[^/]")
+            parts.append(f"{text}/")
+    expression = "".join(parts)
+    # A pattern that ends in `**` means every file below.
+    expression = expression[:-1] if expression.endswith("/") else f"{expression}[^/]+"
+    return re.compile(expression)
+
+
+def _evidence(quote: Quote) -> QuoteEvidence:
+    return QuoteEvidence(quote.message, quote.signature, dict(quote.pcrs))
+
+
+def _iterate(path: Path) -> Iterator[bytes]:
+    with path.open("rb") as stream:
+        while chunk := stream.read(1 << 20):
+            yield chunk

@@ -1,0 +1,156 @@
+"""The agent's HTTP API: narrow, bounded, over a Unix socket.
+
+Every route answers JSON; a step streams newline-delimited JSON until it ends. The caller is not
+trusted: bodies are bounded and strictly parsed, and nothing here can extend a PCR of the caller's
+choice, read a file outside the run, or run a command other than the measured one.
+"""
+
+import base64
+import json
+import os
+import socket
+from collections.abc import Awaitable, Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import uvicorn
+from starlette.applications import Starlette
+from starlette.concurrency import run_in_threadpool
+from starlette.requests import Request
+from starlette.responses import FileResponse, JSONResponse, Response, StreamingResponse
+from starlette.routing import Route
+
+from aicert import canonical
+from aicert.agent.service import Service, Step, UnknownRunError
+from aicert.certificate import MAX_CHAIN, MAX_X509_BYTES
+from aicert.errors import Error
+from aicert.reader import Reader
+
+MAX_BODY = 4 << 20
+
+
+class BadRequestError(Error):
+    """The request is not one that the API has."""
+
+    code = "api.request"
+
+
+def application(service: Service) -> Starlette:
+    """Return the ASGI application that serves `service`."""
+
+    async def health(request: Request) -> Response:
+        del request
+        return JSONResponse(service.health())
+
+    async def identity(request: Request) -> Response:
+        del request
+        return JSONResponse((await run_in_threadpool(service.identity)).to_json())
+
+    async def activate(request: Request) -> Response:
+        body = await _body(request)
+        blob = body.octets64("credentialBlob", max_bytes=1024)
+        secret = body.octets64("encryptedSecret", max_bytes=1024)
+        body.done()
+        answer = await run_in_threadpool(service.activate, blob, secret)
+        return JSONResponse({"secret": base64.b64encode(answer).decode("ascii")})
+
+    async def ak_certificate(request: Request) -> Response:
+        body = await _body(request)
+        chain = body.octets64_list("chain", max_items=MAX_CHAIN, max_bytes=MAX_X509_BYTES)
+        body.done()
+        service.set_chain(chain)
+        return Response(status_code=204)
+
+    async def step(request: Request) -> Response:
+        path = request.path_params
+        content = await _content(request)
+        if type(content) is not dict:
+            raise BadRequestError("the body is not an object")
+        running = await run_in_threadpool(service.start, path["run"], path["step"], content)
+        return StreamingResponse(_lines(running), media_type="application/x-ndjson")
+
+    async def certificate(request: Request) -> Response:
+        data = service.certificate(request.path_params["run"])
+        return Response(data, media_type="application/json")
+
+    async def file(request: Request) -> Response:
+        path = request.path_params
+        found = await run_in_threadpool(service.open_file, path["run"], path["kind"], path["path"])
+        if isinstance(found, Path):
+            return FileResponse(found, media_type="application/octet-stream")
+        return Response(found, media_type="application/json")
+
+    async def cancel(request: Request) -> Response:
+        service.cancel(request.path_params["run"])
+        return Response(status_code=202)
+
+    def route(path: str, method: str, endpoint: Callable[[Request], Awaitable[Response]]) -> Route:
+        return Route(f"/v1{path}", endpoint, methods=[method])
+
+    return Starlette(
+        routes=[
+            route("/health", "GET", health),
+            route("/identity", "GET", identity),
+            route("/activate", "POST", activate),
+            route("/ak-certificate", "PUT", ak_certificate),
+            route("/runs/{run}/steps/{step}", "POST", step),
+            route("/runs/{run}/certificate", "GET", certificate),
+            route("/runs/{run}/files/{kind}/{path:path}", "GET", file),
+            route("/runs/{run}", "DELETE", cancel),
+        ],
+        exception_handlers={Error: _refuse},
+    )
+
+
+def listen(path: Path) -> socket.socket:
+    """Return a listening Unix socket that only this user may open."""
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    previous = os.umask(0o177)
+    try:
+        listener.bind(os.fspath(path))
+    finally:
+        os.umask(previous)
+    listener.listen(16)
+    return listener
+
+
+def serve(service: Service, listener: socket.socket) -> None:
+    """Serve until SIGTERM or SIGINT; then stop the run and return."""
+    config = uvicorn.Config(
+        application(service),
+        lifespan="off",
+        log_level="warning",
+        access_log=False,
+        server_header=False,
+        timeout_graceful_shutdown=5,
+    )
+    try:
+        uvicorn.Server(config).run(sockets=[listener])
+    finally:
+        service.close()
+
+
+async def _refuse(request: Request, error: Exception) -> Response:
+    del request
+    assert isinstance(error, Error)
+    status = 404 if isinstance(error, UnknownRunError) else 409
+    return JSONResponse({"error": error.to_json()}, status_code=status)
+
+
+async def _content(request: Request) -> Any:
+    """Read a bounded body, whatever length it declares."""
+    data = b""
+    async for chunk in request.stream():
+        data += chunk
+        if len(data) > MAX_BODY:
+            raise BadRequestError("the body is too large", expected=f"at most {MAX_BODY} bytes")
+    return canonical.loads(data or b"{}", max_bytes=MAX_BODY)
+
+
+async def _body(request: Request) -> Reader:
+    return Reader(await _content(request), "body", BadRequestError)
+
+
+def _lines(step: Step) -> Iterator[bytes]:
+    for message in step.follow():
+        yield json.dumps(message, separators=(",", ":")).encode() + b"\n"

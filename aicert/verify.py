@@ -1,0 +1,512 @@
+"""The verifier: twelve checks, in their order, in one file.
+
+Read `verify` from top to bottom: each numbered step is one of the checks of the design, raises an
+error of its own where it fails, and uses nothing that an earlier step has not authenticated. The
+module is a library: no global state, no network, no output, safe to call from many threads.
+
+What an attacker controls: every byte of the certificate and of the model's folder. What is
+trusted: the roots and the policy that the caller passes in.
+"""
+
+import hashlib
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+from enum import IntEnum
+from pathlib import Path
+from typing import Any
+
+from cryptography.exceptions import InvalidSignature
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec, padding, rsa
+from cryptography.hazmat.primitives.asymmetric.utils import (
+    decode_dss_signature,
+    encode_dss_signature,
+)
+
+from aicert import log, manifest, statement, tpm2, x509
+from aicert.certificate import Certificate, Quote
+from aicert.errors import Error
+from aicert.events import format_time
+from aicert.trust import TrustStore
+
+REQUIRED_PCRS = frozenset(range(16))
+"""The PCRs that both quotes must cover: all that cannot be reset while the machine runs."""
+
+
+class VerifyError(Error):
+    """The certificate does not prove what it says."""
+
+    code = "verify.failed"
+
+
+class QuoteError(VerifyError):
+    """A quote does not cover what it must."""
+
+    code = "quote.invalid"
+
+
+class PcrMissingError(QuoteError):
+    """A quote's selection leaves out a required PCR, or selects another bank."""
+
+    code = "quote.pcr-missing"
+
+
+class PcrExtraError(QuoteError):
+    """The evidence carries a PCR value that the quote does not cover."""
+
+    code = "quote.pcr-unsigned"
+
+
+class BindingError(QuoteError):
+    """The quote is not bound to this statement, or the baseline not to this run."""
+
+    code = "quote.binding"
+
+
+class SignatureError(VerifyError):
+    """The envelope's signature is not the attestation key's."""
+
+    code = "dsse.signature"
+
+
+class BootError(VerifyError):
+    """The two quotes are not of one boot of one TPM."""
+
+    code = "boot.changed"
+
+
+class ReplayError(VerifyError):
+    """The log does not lead from the baseline to the quoted PCRs."""
+
+    code = "log.replay"
+
+
+class StatementError(VerifyError):
+    """The statement is not the one that the log gives."""
+
+    code = "statement.mismatch"
+
+
+class FilesError(VerifyError):
+    """The files are not those that the certificate names."""
+
+    code = "files.invalid"
+
+
+class MissingFileError(FilesError):
+    """A certified file is not there."""
+
+    code = "files.missing"
+
+
+class ExtraFileError(FilesError):
+    """A file is there that the certificate does not name."""
+
+    code = "files.extra"
+
+
+class AlteredFileError(FilesError):
+    """A file's content is not what was certified."""
+
+    code = "files.altered"
+
+
+class Assurance(IntEnum):
+    """How much the root of trust is worth; each level includes the ones before it."""
+
+    SIMULATED = 1
+    HARDWARE = 2
+    MEASURED = 3
+    CONFIDENTIAL = 4
+
+    def __str__(self) -> str:
+        """Return the word that certificates and policies use."""
+        return self.name.lower()
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What was proved about a certificate. It exists only where every check passed.
+
+    `certificate_digest` is the SHA-256 of the file; `model` is the manifest of the folder that
+    was checked, or None where only the certificate was.
+    """
+
+    certificate: Certificate
+    certificate_digest: str
+    run: log.Run
+    ak: tpm2.Public
+    chain: x509.ChainInfo
+    pcrs: Mapping[int, bytes]
+    assurance: Assurance
+    model: manifest.Manifest | None
+    proved: tuple[str, ...] = field(repr=False)
+    not_proved: tuple[str, ...] = field(repr=False)
+
+
+def verify(
+    data: bytes,
+    *,
+    trust: TrustStore,
+    model: Path | None = None,
+    ignore: Collection[str] = (),
+    least: Assurance = Assurance.HARDWARE,
+) -> Verdict:
+    """Verify a certificate and, where given, the folder with the files that it names.
+
+    Args:
+        data: the certificate file, at most `certificate.MAX_BYTES` bytes.
+        trust: the roots that may vouch for a TPM.
+        model: the folder with the weights; every certified file must be there, and no other.
+        ignore: paths in that folder that may be there besides (the certificate itself, a README).
+        least: refuse what is worth less; by default a software TPM is refused.
+
+    Returns:
+        The verdict; getting one means that every check passed.
+
+    Raises:
+        Error: the first check that failed, with its stable code, what was found, what was
+            expected, and advice.
+    """
+    # 1. Parse strictly. Whatever is not exactly a certificate in canonical form goes no further;
+    #    each log record's digest is recomputed from its event.
+    certificate = Certificate.parse(data)
+    records = certificate.records
+
+    # The time of the run, as the log states it. Until step 6 has replayed the log these are
+    # claims; a false claim fails there.
+    run = log.parse_run(records)
+    times = (run.job.started_on, run.outputs.finished_on)
+
+    # 2. The attestation key's certificate chains to a pinned root, at the time of the run.
+    ak = tpm2.parse_public(certificate.attestation_key.public)
+    chain = _check_chain(certificate, ak, trust, times)
+
+    # 3. The key is one that signs only what its own TPM made: it cannot sign a forged quote.
+    ak.require_ak()
+
+    # 4. Both quotes: made by this TPM and signed by this key, over every required PCR; and the
+    #    final one is bound to the signed statement, the baseline to the run's nonce.
+    baseline = _check_quote(certificate.baseline_quote, ak, "the baseline quote")
+    final = _check_quote(certificate.quote, ak, "the quote")
+    _check_binding(
+        "the quote is not bound to the statement",
+        final.extra_data,
+        hashlib.sha256(certificate.signed_bytes).digest(),
+    )
+    _check_binding(
+        "the baseline quote is not bound to the run's nonce",
+        baseline.extra_data,
+        bytes.fromhex(run.job.nonce),
+    )
+    _check_binding(
+        "the log begins with another baseline quote",
+        hashlib.sha256(certificate.baseline_quote.message).digest(),
+        bytes.fromhex(run.job.baseline),
+    )
+
+    # 5. The same key signed the statement (DSSE).
+    _check_signature(certificate, ak)
+
+    # 6. One boot of one TPM, and the log accounts for every change of every PCR in it.
+    _check_boot(baseline, final)
+    _check_replay(records, certificate.baseline_quote, certificate.quote)
+
+    # 7. The log's grammar was checked when it was parsed into a run (above): every event known,
+    #    in order, complete, and in agreement with the spec that opened it.
+
+    # 8. The statement says what the log says, byte for byte, and nothing else.
+    if statement.encode(run) != certificate.payload:
+        raise StatementError(
+            "the statement is not the one that the measurement log gives",
+            advice="do not use this certificate: what it claims was not measured",
+        )
+
+    # 9. How much that is worth.
+    assurance = _assess(chain)
+
+    # 10. Policy.
+    if assurance < least:
+        raise AssuranceError(
+            "the certificate is worth less than is asked for",
+            got=f"{assurance}: {_WORTH[assurance]}",
+            expected=f"at least {least}",
+            advice="pass --allow-simulated to accept a software TPM, for instance for the demo"
+            if assurance is Assurance.SIMULATED
+            else "ask the builder for a run on a machine with more assurance",
+        )
+
+    # 11. The files on disk are the certified ones: each is there and equal, and there is no other.
+    checked = None if model is None else check_files(run.outputs.manifest, model, ignore)
+
+    # 12. What this proves, and what it does not.
+    return Verdict(
+        certificate=certificate,
+        certificate_digest=hashlib.sha256(data).hexdigest(),
+        run=run,
+        ak=ak,
+        chain=chain,
+        pcrs=dict(certificate.quote.pcrs),
+        assurance=assurance,
+        model=checked,
+        proved=_proved(run, chain, checked),
+        not_proved=_not_proved(run, assurance, checked),
+    )
+
+
+class AssuranceError(VerifyError):
+    """The certificate is worth less than the policy asks for."""
+
+    code = "policy.assurance"
+
+
+_WORTH = {
+    Assurance.SIMULATED: "a software TPM, which proves nothing against whoever ran it",
+    Assurance.HARDWARE: "a TPM that a pinned vendor or cloud root vouches for",
+    Assurance.MEASURED: "the boot measurements match a published image",
+    Assurance.CONFIDENTIAL: "the TPM itself is bound to a CPU attestation report",
+}
+
+
+def _check_chain(
+    certificate: Certificate,
+    ak: tpm2.Public,
+    trust: TrustStore,
+    times: tuple[datetime, datetime],
+) -> x509.ChainInfo:
+    """Check the chain at both ends of the run, and that its leaf certifies this key."""
+    chain = certificate.attestation_key.chain
+    key = ak.to_cryptography()
+    x509.verify_chain(chain, trust, at=times[0], key=key)
+    return x509.verify_chain(chain, trust, at=times[1], key=key)
+
+
+def _check_quote(quote: Quote, ak: tpm2.Public, name: str) -> tpm2.Attest:
+    """Check one quote: signature, selection, and the digest over exactly the values given."""
+    attest = tpm2.check_quote(quote.message, quote.signature, ak)
+    selected = attest.require_sha256_selection()
+    if missing := REQUIRED_PCRS - selected:
+        raise PcrMissingError(
+            f"{name} does not cover every required PCR",
+            got=sorted(selected),
+            expected=f"also {sorted(missing)}",
+        )
+    if selected != quote.pcrs.keys():
+        raise PcrExtraError(
+            f"the PCR values beside {name} are not those that it covers",
+            got=sorted(quote.pcrs),
+            expected=sorted(selected),
+        )
+    attest.check_pcrs(quote.pcrs)
+    return attest
+
+
+def _check_binding(message: str, got: bytes, expected: bytes) -> None:
+    if got != expected:
+        raise BindingError(
+            message,
+            got=got,
+            expected=expected,
+            advice="do not use this certificate: its parts come from different runs",
+        )
+
+
+def _check_signature(certificate: Certificate, ak: tpm2.Public) -> None:
+    """Check the DSSE signature: ECDSA in DER, or RSASSA-PKCS1-v1_5, with SHA-256."""
+    if certificate.keyid != ak.name.hex():
+        raise SignatureError(
+            "the envelope names another key", got=certificate.keyid, expected=ak.name
+        )
+    signature, signed = certificate.signature, certificate.signed_bytes
+    key = ak.to_cryptography()
+    try:
+        if isinstance(key, ec.EllipticCurvePublicKey):
+            # OpenSSL reads some DER that is not DER; two encodings of one signature are one too
+            # many.
+            if encode_dss_signature(*decode_dss_signature(signature)) != signature:
+                raise ValueError("not DER")
+            key.verify(signature, signed, ec.ECDSA(hashes.SHA256()))
+        elif isinstance(key, rsa.RSAPublicKey):
+            key.verify(signature, signed, padding.PKCS1v15(), hashes.SHA256())
+    except (InvalidSignature, ValueError) as error:
+        raise SignatureError(
+            "the statement was not signed by the attestation key",
+            advice="do not use this certificate: the statement is not what was signed",
+        ) from error
+
+
+def _check_boot(baseline: tpm2.Attest, final: tpm2.Attest) -> None:
+    """Check that the TPM was neither reset nor restarted between the two quotes.
+
+    Both are signed by one key, which lives in one TPM. A TPM2_Clear, which zeroes resetCount,
+    changes the seed that the key hangs on, so the key would be another one.
+    """
+    for field_name in ("qualified_signer", "firmware_version"):
+        first, last = getattr(baseline, field_name), getattr(final, field_name)
+        if first != last:
+            raise BootError(f"the quotes differ in {field_name}", got=last, expected=first)
+    before, after = baseline.clock, final.clock
+    if (before.reset_count, before.restart_count) != (after.reset_count, after.restart_count):
+        raise BootError(
+            "the TPM was reset or restarted during the run",
+            got=f"resetCount {after.reset_count}, restartCount {after.restart_count}",
+            expected=f"resetCount {before.reset_count}, restartCount {before.restart_count}",
+            advice="do not use this certificate: what ran before the reset is not accounted for",
+        )
+    if after.clock < before.clock:
+        raise BootError(
+            "the quotes are in the wrong order", got=after.clock, expected=f">= {before.clock}"
+        )
+
+
+def _check_replay(records: tuple[log.Record, ...], baseline: Quote, final: Quote) -> None:
+    """Check that the log leads from the baseline to the quote, in every PCR that they cover."""
+    if baseline.pcrs.keys() != final.pcrs.keys():
+        raise ReplayError(
+            "the two quotes cover different PCRs",
+            got=sorted(final.pcrs),
+            expected=sorted(baseline.pcrs),
+        )
+    expected = log.replay(records, baseline.pcrs)
+    for pcr, value in sorted(final.pcrs.items()):
+        if value != expected[pcr]:
+            raise ReplayError(
+                f"the log does not account for PCR {pcr}",
+                got=value,
+                expected=expected[pcr],
+                advice="do not use this certificate: events were left out, changed or added",
+            )
+
+
+def check_files(
+    certified: manifest.Manifest, folder: Path, ignore: Collection[str] = ()
+) -> manifest.Manifest:
+    """Check that a folder holds the certified files and no other; return what was hashed.
+
+    Names and sizes are compared first, so that a wrong folder is refused before it is hashed.
+
+    Raises:
+        MissingFileError, ExtraFileError, AlteredFileError: the folder differs.
+        ManifestError: the folder holds links or names that cannot be accepted.
+    """
+    if not folder.is_dir():
+        raise MissingFileError(
+            "the model's folder is not there", got=folder, advice="pass the folder, not a file"
+        )
+    want = {file.path: file for file in certified.files}
+    have = {path: size for path, size in manifest.walk(folder) if path not in ignore}
+    manifest.check_collisions(sorted(have))
+    if missing := sorted(want.keys() - have.keys()):
+        raise MissingFileError(
+            f"{len(missing)} certified file(s) missing",
+            got=", ".join(missing[:5]),
+            advice="download the whole model; every certified file must be there",
+        )
+    if extra := sorted(have.keys() - want.keys()):
+        raise ExtraFileError(
+            f"{len(extra)} file(s) that the certificate does not name",
+            got=", ".join(extra[:5]),
+            advice="move them out of the folder, or name them with --ignore if they are harmless",
+        )
+    for path, size in sorted(have.items()):
+        if size != want[path].size:
+            raise AlteredFileError(
+                f"{path} has another size",
+                got=f"{size} bytes",
+                expected=f"{want[path].size} bytes",
+                advice="download the file again; do not load it",
+            )
+    hashed = manifest.hash_files(folder, sorted(have.items()))
+    for got, expected in zip(hashed.files, certified.files, strict=True):
+        if got != expected:
+            raise AlteredFileError(
+                f"{got.path} is not the certified file",
+                got=got.sha256,
+                expected=expected.sha256,
+                advice="download the file again; do not load it",
+            )
+    return hashed
+
+
+def _assess(chain: x509.ChainInfo) -> Assurance:
+    """Say how much the evidence is worth, as far as it was really checked."""
+    return Assurance[chain.pin.assurance.upper()]
+
+
+def _proved(
+    run: log.Run, chain: x509.ChainInfo, model: manifest.Manifest | None
+) -> tuple[str, ...]:
+    """Say what was proved, each in a sentence for a person."""
+    count = len(run.outputs.manifest.files)
+    files = (
+        f"the {count} file(s) checked are the outputs of this run, and there are no others"
+        if model is not None
+        else f"the run had {count} output file(s); no file was checked (pass --model FOLDER)"
+    )
+    return (
+        f"a TPM vouched for by {chain.pin.name!r} signed this record in one unbroken boot",
+        f"{len(run.inputs)} input(s), the container image and the command are the ones named",
+        files,
+    )
+
+
+def _not_proved(
+    run: log.Run, assurance: Assurance, model: manifest.Manifest | None
+) -> tuple[str, ...]:
+    """Say what remains open, each in a sentence for a person."""
+    limits = []
+    if assurance is Assurance.SIMULATED:
+        limits.append(
+            "that the run took place: the TPM is software, and whoever ran it can make it say "
+            "anything"
+        )
+    if assurance < Assurance.MEASURED:
+        limits.append(
+            "that an honest agent made the measurements: the operating system was not checked "
+            "against a published image"
+        )
+    limits.append(
+        f"when it ran: {format_time(run.job.started_on)} is what the machine's own clock said"
+    )
+    limits.append("that the data is lawful or unbiased, the code harmless, or the model good")
+    if run.end.metrics is not None:
+        limits.append("that the metrics are true: they are what the training reported")
+    if model is None:
+        limits.append("that any file you hold is the certified one")
+    return tuple(limits)
+
+
+def to_json(verdict: Verdict) -> dict[str, Any]:
+    """Return a verdict as JSON, for programs."""
+    run = verdict.run
+    return {
+        "verdict": "verified",
+        "certificate": {"sha256": verdict.certificate_digest},
+        "assurance": str(verdict.assurance),
+        "root": {
+            "name": verdict.chain.pin.name,
+            "sha256": verdict.chain.pin.fingerprint,
+        },
+        "run": run.job.run,
+        "name": run.job.spec.name,
+        "startedOn": format_time(run.job.started_on),
+        "finishedOn": format_time(run.outputs.finished_on),
+        "image": {"sha256": run.image.config},
+        "inputs": [
+            {"name": item.name, "uri": item.uri, "sha256": item.content_digest}
+            for item in run.inputs
+        ],
+        "outputs": {
+            "root": run.outputs.manifest.root,
+            "files": [file.to_json() for file in run.outputs.manifest.files],
+        },
+        "filesChecked": verdict.model is not None,
+        "proved": list(verdict.proved),
+        "notProved": list(verdict.not_proved),
+    }
+
+
+def failure_to_json(error: Error) -> dict[str, Any]:
+    """Return a failed verification as JSON, for programs."""
+    return {"verdict": "refused", "error": error.to_json()}
