@@ -198,11 +198,15 @@ def _check_text(value: object) -> None:
 _SURROGATE = re.compile("[\ud800-\udfff]")
 
 
-def _integer(text: str) -> int:
-    value = int(text) if len(text) <= 17 else None
-    if value is None or abs(value) > MAX_SAFE_INT:
+def _integer(text: str) -> int | float:
+    if len(text) <= 17 and abs(value := int(text)) <= MAX_SAFE_INT:
+        return value
+    # RFC 8785 writes a large double, such as 1e18, without an exponent: it is read as the double
+    # that it was, and refused where it is not exactly one.
+    number = float(text) if len(text) <= 40 else math.inf
+    if not math.isfinite(number) or rfc8785.dumps(number) != text.encode():
         raise CanonicalError("an integer is beyond 2^53 - 1", got=text[:40])
-    return value
+    return number
 
 
 def _float(text: str) -> float:

@@ -1,7 +1,7 @@
 """Manifests: the files of a tree, with sizes and SHA-256, and one root digest over them.
 
 The root is that of the OpenSSF Model Signing format, version 1: SHA-256 over the raw digests of
-the files, in the order of their paths. That root does not cover names and sizes, so each manifest
+the files, in the order of their paths, compared part by part. That root does not cover names and sizes, so each manifest
 also has a digest of its canonical JSON, which does; what we measure holds both.
 """
 
@@ -59,7 +59,7 @@ class ChangedError(ManifestError):
     code = "manifest.changed"
 
 
-@dataclass(frozen=True, slots=True, order=True)
+@dataclass(frozen=True, slots=True)
 class File:
     """One file: its path in the tree, its size in bytes, its SHA-256 in hex."""
 
@@ -80,7 +80,9 @@ class File:
 
 @dataclass(frozen=True, slots=True)
 class Manifest:
-    """The files of a tree, in the order of their paths (by Unicode code point).
+    """The files of a tree, in the order of their paths: part by part, each by code point.
+
+    (So `b/c` stands before `b.c`, as OMS has it.)
 
     `Manifest.from_json(m.to_json()) == m` for every manifest.
     """
@@ -92,14 +94,15 @@ class Manifest:
         if len(self.files) > MAX_FILES:
             raise ManifestError("too many files", got=len(self.files), expected=MAX_FILES)
         paths = [file.path for file in self.files]
-        if any(first >= second for first, second in zip(paths, paths[1:], strict=False)):
+        order = [path.split("/") for path in paths]
+        if any(first >= second for first, second in zip(order, order[1:], strict=False)):
             raise ManifestError("the files are not sorted by path, or one stands twice")
         check_collisions(paths)
 
     @classmethod
     def of(cls, files: "list[File]") -> "Manifest":
         """Make a manifest of files in any order."""
-        return cls(tuple(sorted(files)))
+        return cls(tuple(sorted(files, key=lambda file: file.path.split("/"))))
 
     @property
     def root(self) -> str:

@@ -1,0 +1,238 @@
+"""The command line.
+
+Exit status: 0 done or verified; 1 refused: the check failed or the run did; 2 wrong usage;
+3 could not check: a file cannot be read or a part is not installed.
+"""
+
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
+
+import click
+
+import aicert
+from aicert.errors import Error
+
+if TYPE_CHECKING:
+    from aicert.trust import TrustStore
+
+REFUSED = 1
+COULD_NOT_CHECK = 3
+
+_Folder = click.Path(path_type=Path, file_okay=False)
+_File = click.Path(path_type=Path, dir_okay=False)
+
+
+class UnreadableError(Error):
+    """A file cannot be read."""
+
+    code = "cli.unreadable"
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(aicert.__version__, prog_name="aicert")
+def main() -> None:
+    """Make AI traceable: certify what a model was made from, and verify it offline."""
+
+
+@main.command()
+@click.argument("certificate", type=_File)
+@click.option("--model", type=_Folder, help="Folder with the model's files; all are checked.")
+@click.option("--ignore", multiple=True, metavar="PATH", help="A path in it that may be there too.")
+@click.option("--root", "roots", multiple=True, type=click.Path(path_type=Path), help=(
+    "A root certificate (file or folder) for software TPMs, such as the demo's. Repeatable."
+))  # fmt: skip
+@click.option("--hardware-root", "hardware_roots", multiple=True, type=click.Path(path_type=Path),
+    help="A root that you know to certify only keys in real TPMs. Repeatable.",
+)  # fmt: skip
+@click.option("--allow-simulated", is_flag=True, help="Accept a software TPM.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON for programs.")
+def verify(
+    certificate: Path,
+    model: Path | None,
+    ignore: tuple[str, ...],
+    roots: tuple[Path, ...],
+    hardware_roots: tuple[Path, ...],
+    allow_simulated: bool,
+    as_json: bool,
+) -> None:
+    """Verify CERTIFICATE, and that the files in --model are the ones it names."""
+    from aicert import card
+    from aicert import verify as verifier
+
+    data = _read(certificate, as_json)
+    try:
+        trust = _trust(roots, hardware_roots)
+    except Error as error:
+        _fail(error, as_json, COULD_NOT_CHECK)
+    try:
+        verdict = verifier.verify(
+            data,
+            trust=trust,
+            model=model,
+            ignore=_ignored(ignore, model, certificate),
+            least=verifier.Assurance.SIMULATED if allow_simulated else verifier.Assurance.HARDWARE,
+        )
+    except Error as error:
+        _fail(error, as_json, REFUSED)
+    if as_json:
+        _print_json(verifier.to_json(verdict))
+    else:
+        click.echo(card.verdict_text(verdict))
+
+
+@main.command()
+@click.argument("certificate", type=_File)
+@click.option("--markdown", is_flag=True, help="Print the card in Markdown.")
+@click.option("--json", "as_json", is_flag=True, help="Print the statement as JSON.")
+def show(certificate: Path, markdown: bool, as_json: bool) -> None:
+    """Show what CERTIFICATE says. Nothing is verified: use `aicert verify` for that."""
+    from aicert import card
+    from aicert.certificate import Certificate
+
+    data = _read(certificate, as_json)
+    try:
+        parsed = Certificate.parse(data)
+        if as_json:
+            click.echo(parsed.payload.decode())
+        elif markdown:
+            click.echo(card.markdown(parsed))
+        else:
+            click.echo(card.text(parsed))
+            click.echo("\n  Not verified: this is what the certificate says. Run `aicert verify`.")
+    except Error as error:
+        _fail(error, as_json, REFUSED)
+
+
+@main.command("hash")
+@click.argument("folder", type=click.Path(path_type=Path))
+@click.option("--json", "as_json", is_flag=True, help="Print the manifest as JSON.")
+def hash_command(folder: Path, as_json: bool) -> None:
+    """Print the digest of a file, or the root digest of a FOLDER, as a spec expects it."""
+    from aicert import canonical, manifest
+
+    try:
+        if folder.is_dir():
+            tree = manifest.scan(folder)
+            click.echo(canonical.dumps(tree.to_json()) if as_json else tree.root)
+        else:
+            click.echo(manifest.hash_file(folder)[1])
+    except Error as error:
+        _fail(error, as_json, COULD_NOT_CHECK)
+
+
+@main.command()
+@click.option("--root", "roots", multiple=True, type=click.Path(path_type=Path))
+@click.option("--hardware-root", "hardware_roots", multiple=True, type=click.Path(path_type=Path))
+@click.option("--json", "as_json", is_flag=True, help="Print JSON for programs.")
+def trust(roots: tuple[Path, ...], hardware_roots: tuple[Path, ...], as_json: bool) -> None:
+    """List the roots that may vouch for a TPM: built in, and those given."""
+    try:
+        pins = _trust(roots, hardware_roots).list()
+    except Error as error:
+        _fail(error, as_json, COULD_NOT_CHECK)
+    if as_json:
+        _print_json([
+            {"name": p.name, "sha256": p.fingerprint, "assurance": p.assurance, "source": p.source}
+            for p in pins
+        ])  # fmt: skip
+    else:
+        for pin in pins:
+            click.echo(f"{pin.assurance:<10} {pin.fingerprint}  {pin.name}  ({pin.source})")
+
+
+@main.group()
+def spec() -> None:
+    """Work with training specs."""
+
+
+@spec.command("check")
+@click.argument("file", type=_File)
+@click.option("--json", "as_json", is_flag=True, help="Print the normalised spec as JSON.")
+def spec_check(file: Path, as_json: bool) -> None:
+    """Check a training spec and name every mistake in it."""
+    agent_spec = _extra("aicert.agent.spec", "agent")
+    try:
+        checked = agent_spec.load(file)
+    except Error as error:
+        _fail(error, as_json, REFUSED)
+    if as_json:
+        _print_json(checked.to_json())
+    else:
+        click.echo(f"{file}: good; {len(checked.inputs)} input(s), sha256:{checked.digest}")
+
+
+@main.command(
+    context_settings={"ignore_unknown_options": True, "help_option_names": []},
+    add_help_option=False,
+)
+@click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
+def agent(arguments: tuple[str, ...]) -> None:
+    """Start the measured program that owns the TPM (see `aicert agent --help`)."""
+    sys.exit(_extra("aicert.agent.__main__", "agent").main(list(arguments)))
+
+
+def _extra(module: str, extra: str) -> Any:
+    """Import a part that verifiers do not install."""
+    import importlib
+
+    try:
+        return importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        click.echo(
+            f"this command needs a part that is not installed ({error.name}): "
+            f"pip install 'aicert[{extra}]'",
+            err=True,
+        )
+        sys.exit(COULD_NOT_CHECK)
+
+
+def _trust(roots: tuple[Path, ...], hardware_roots: tuple[Path, ...]) -> "TrustStore":
+    from aicert.trust import TrustStore
+
+    store = TrustStore.builtin()
+    for path in roots:
+        store = store.with_roots(path, assurance="simulated")
+    for path in hardware_roots:
+        store = store.with_roots(path, assurance="hardware")
+    return store
+
+
+def _ignored(given: tuple[str, ...], model: Path | None, certificate: Path) -> frozenset[str]:
+    """Return the paths that may be in the model's folder besides: the certificate, if it is."""
+    ignored = set(given)
+    if model is not None:
+        try:
+            ignored.add(certificate.resolve().relative_to(model.resolve()).as_posix())
+        except ValueError:
+            pass
+    return frozenset(ignored)
+
+
+def _read(path: Path, as_json: bool) -> bytes:
+    """Read a bounded file, or `-` for standard input."""
+    from aicert.certificate import MAX_BYTES
+
+    try:
+        if str(path) == "-":
+            return sys.stdin.buffer.read(MAX_BYTES + 1)
+        with path.open("rb") as stream:
+            return stream.read(MAX_BYTES + 1)
+    except OSError as error:
+        _fail(UnreadableError(f"{path} cannot be read: {error.strerror}"), as_json, COULD_NOT_CHECK)
+
+
+def _fail(error: Error, as_json: bool, status: int) -> NoReturn:
+    if as_json:
+        _print_json({"verdict": "refused" if status == REFUSED else "error",
+                     "error": error.to_json()})  # fmt: skip
+    else:
+        click.echo(
+            f"{'REFUSED' if status == REFUSED else 'ERROR'}  {error.diagnostics()}", err=True
+        )
+    sys.exit(status)
+
+
+def _print_json(value: Any) -> None:
+    click.echo(json.dumps(value, indent=2, ensure_ascii=False))

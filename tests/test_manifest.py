@@ -1,0 +1,145 @@
+"""Manifests: what a tree's digests cover, and which trees are refused."""
+
+import hashlib
+import os
+from pathlib import Path
+
+import model_signing
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from aicert import canonical, manifest
+from aicert.manifest import File, Manifest
+
+names = st.text("abcdefgh0123._-", min_size=1, max_size=6).filter(
+    lambda name: name[-1] not in ". " and name not in (".", "..")
+)
+paths = st.lists(names, min_size=1, max_size=3).map("/".join)
+files = st.builds(
+    File, paths, st.integers(0, 2**40), st.binary(min_size=32, max_size=32).map(bytes.hex)
+)
+
+
+def _collide(items: list[File]) -> bool:
+    try:
+        manifest.check_collisions([item.path for item in items])
+    except manifest.CollisionError:
+        return True
+    return len({item.path for item in items}) != len(items)
+
+
+trees = st.lists(files, max_size=8, unique_by=lambda file: file.path).filter(
+    lambda items: not _collide(items)
+)
+
+
+@given(trees)
+def test_a_manifest_survives_its_json_form(items: list[File]) -> None:
+    tree = Manifest.of(items)
+    data = canonical.dumps(tree.to_json())
+    assert Manifest.from_json(canonical.loads_canonical(data, max_bytes=1 << 20)) == tree
+
+
+@given(trees, st.data())
+def test_any_change_of_a_name_a_size_or_a_content_changes_the_digest(
+    items: list[File], data: st.DataObject
+) -> None:
+    if not items:
+        return
+    tree = Manifest.of(items)
+    index = data.draw(st.integers(0, len(items) - 1))
+    old = tree.files[index]
+    new = data.draw(files)
+    others = [file for file in tree.files if file != old]
+    if new != old and not _collide([*others, new]):
+        assert Manifest.of([*others, new]).digest != tree.digest
+
+
+def _write(folder: Path, content: dict[str, bytes]) -> None:
+    for path, data in content.items():
+        target = folder / path
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_bytes(data)
+
+
+def test_the_root_is_that_of_openssf_model_signing(tmp_path: Path) -> None:
+    _write(tmp_path, {"b/weights.bin": b"w" * 3_000_000, "a.json": b"{}", "b.txt": b"", "Z": b"z"})
+    ours = manifest.scan(tmp_path)
+    theirs = model_signing.hashing.Config().hash(tmp_path)
+    digest = hashlib.sha256()
+    for item in theirs.resource_descriptors():
+        digest.update(item.digest.digest_value)
+    assert [f.path for f in ours.files] == [i.identifier for i in theirs.resource_descriptors()]
+    assert ours.root == digest.hexdigest()
+
+
+@pytest.mark.parametrize("jobs", [1, 4])
+def test_a_scan_gives_sizes_and_digests_whatever_the_threads(tmp_path: Path, jobs: int) -> None:
+    content = {f"d{i % 7}/f{i}": os.urandom(i * 100) for i in range(300)}
+    _write(tmp_path, content)
+    seen: list[int] = []
+    tree = manifest.scan(tmp_path, jobs=jobs, progress=seen.append)
+    assert {f.path: (f.size, f.sha256) for f in tree.files} == {
+        path: (len(data), hashlib.sha256(data).hexdigest()) for path, data in content.items()
+    }
+    assert sum(seen) == tree.size
+
+
+def test_links_are_refused_wherever_they_lead(tmp_path: Path) -> None:
+    _write(tmp_path, {"a": b"x"})
+    (tmp_path / "inside").symlink_to("a")
+    with pytest.raises(manifest.LinkError, match="link"):
+        manifest.scan(tmp_path)
+
+
+def test_special_files_are_refused_without_being_opened(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(manifest.LinkError):
+        manifest.scan(tmp_path)
+    with pytest.raises(manifest.LinkError):
+        manifest.hash_file(tmp_path / "pipe")
+
+
+def test_a_link_is_not_followed_when_one_file_is_hashed(tmp_path: Path) -> None:
+    _write(tmp_path, {"a": b"x"})
+    (tmp_path / "link").symlink_to("a")
+    with pytest.raises(manifest.LinkError):
+        manifest.hash_file(tmp_path / "link")
+
+
+def test_a_file_that_is_not_its_listed_size_is_refused(tmp_path: Path) -> None:
+    _write(tmp_path, {"a": b"xx"})
+    with pytest.raises(manifest.ChangedError):
+        manifest.hash_files(tmp_path, [("a", 3)])
+
+
+@pytest.mark.parametrize(
+    "path",
+    ["", "/a", "a/", "a//b", ".", "..", "../a", "a/../b", "a/./b", "a\\b", "C:a", "a\nb", "a\x00b",
+     "a\x7f", "e\u0301", "a\u202eb", "a\u200bb", "a.", "a /b", "x" * 1025, "a/" * 65 + "b",
+     "\ud800"],
+)  # fmt: skip
+def test_a_path_that_is_not_plain_is_refused(path: str) -> None:
+    with pytest.raises(manifest.PathError):
+        manifest.check_path(path)
+
+
+@pytest.mark.parametrize("path", ["a", "a/b.c", "é/ü", "..a", "a b", "日本", ".hidden"])
+def test_a_plain_path_is_accepted(path: str) -> None:
+    assert manifest.check_path(path) == path
+
+
+@pytest.mark.parametrize(
+    "pair", [("a", "A"), ("straße", "STRASSE"), ("a", "a/b"), ("ﬁle", "file"), ("x/Y", "x/y")]
+)
+def test_two_paths_that_are_one_file_on_some_system_are_refused(pair: tuple[str, str]) -> None:
+    with pytest.raises(manifest.CollisionError):
+        Manifest.of([File(path, 0, "00" * 32) for path in pair])
+
+
+def test_an_unsorted_or_repeated_file_is_refused() -> None:
+    one, two = File("a", 0, "00" * 32), File("b", 0, "00" * 32)
+    for order in ((two, one), (one, one)):
+        with pytest.raises(manifest.ManifestError):
+            Manifest(order)
