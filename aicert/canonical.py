@@ -53,17 +53,12 @@ def dumps(value: object) -> bytes:
     """
     try:
         if _plain(value):
-            # For ASCII keys and no floats, the standard encoder gives the same bytes as RFC 8785
-            # (a test holds the two against each other) at a fifth of the time.
-            text = json.dumps(
-                value, ensure_ascii=False, sort_keys=True, separators=(",", ":")
-            )
-            return text.encode()
+            # The standard encoder then gives the same bytes as RFC 8785 (a test holds the two
+            # against each other) at a fifth of the time.
+            return _ENCODER.encode(value).encode()
         return rfc8785.dumps(value)  # type: ignore[arg-type]
     except (rfc8785.CanonicalizationError, RecursionError, UnicodeEncodeError) as error:
-        raise CanonicalError(
-            "the value has no canonical JSON form", got=error
-        ) from error
+        raise CanonicalError("the value has no canonical JSON form", got=error) from error
 
 
 def sha256(value: object) -> str:
@@ -85,10 +80,7 @@ def loads(data: bytes, *, max_bytes: int, max_depth: int = 32) -> Any:
         CanonicalError: anything else that is not plain I-JSON.
     """
     if len(data) > max_bytes:
-        raise TooLargeError(
-            "the JSON document is too large", got=len(data), expected=max_bytes
-        )
-    _check_depth(data, max_depth)
+        raise TooLargeError("the JSON document is too large", got=len(data), expected=max_bytes)
     try:
         text = data.decode("utf-8")
         value = _DECODER.decode(text)
@@ -97,8 +89,9 @@ def loads(data: bytes, *, max_bytes: int, max_depth: int = 32) -> Any:
     except json.JSONDecodeError as error:
         where = f"{error.msg} at line {error.lineno}, column {error.colno}"
         raise CanonicalError("the document is not JSON", got=where) from error
-    except RecursionError as error:  # unreachable below max_depth; closed all the same
+    except RecursionError as error:
         raise TooLargeError("the JSON document nests too deep") from error
+    _check_depth(value, max_depth - 1)
     if b"\\u" in data:
         _check_text(value)
     return value
@@ -121,10 +114,11 @@ def loads_canonical(data: bytes, *, max_bytes: int, max_depth: int = 32) -> Any:
 
 
 def _plain(value: object) -> bool:
-    """Tell whether the standard encoder gives the RFC 8785 form of `value`.
+    """Tell whether the standard encoder surely gives the RFC 8785 form of `value`.
 
-    It does where no float and no key beyond ASCII occurs: RFC 8785 sorts keys by UTF-16 code
-    units, which for ASCII is the order of code points. Depth is left to the encoder's own limit.
+    RFC 8785 sorts keys by UTF-16 code units, which for ASCII is the order of code points; and it
+    writes floats as ECMAScript does, which is as Python does where neither uses an exponent and
+    there is a fraction. Depth is left to the encoder's own limit.
     """
     kind = type(value)
     if kind is str:
@@ -138,6 +132,8 @@ def _plain(value: object) -> bool:
         return all(map(_plain, value))  # type: ignore[call-overload]
     if kind is int:
         return -MAX_SAFE_INT <= value <= MAX_SAFE_INT  # type: ignore[operator]
+    if kind is float:
+        return 1e-4 <= abs(value) < 1e15 and not value.is_integer()  # type: ignore[arg-type,attr-defined]
     return value is None or kind is bool
 
 
@@ -145,25 +141,18 @@ def _plain(value: object) -> bool:
 _CONTROL = re.compile(r"[\x00-\x1f\x7f\u2028\u2029\ud800-\udfff]")
 
 
-def _check_depth(data: bytes, max_depth: int) -> None:
-    """Refuse deep nesting before the recursive parser sees it."""
-    if data.count(b"[") + data.count(b"{") <= max_depth:
+def _check_depth(value: Any, left: int) -> None:
+    """Refuse deep nesting. (The parser itself stops at the interpreter's recursion limit.)"""
+    if left < 0:
+        raise TooLargeError("the JSON document nests too deep")
+    kind = type(value)
+    if kind is dict:
+        value = value.values()
+    elif kind is not list:
         return
-    depth = 0
-    for token in _STRUCTURE.finditer(data):
-        mark = data[token.start()]
-        if mark in b"[{":
-            depth += 1
-            if depth > max_depth:
-                raise TooLargeError(
-                    "the JSON document nests too deep", expected=max_depth
-                )
-        elif mark in b"]}":
-            depth -= 1
-
-
-# A string (skipped whole, so that brackets in it do not count), or one structural character.
-_STRUCTURE = re.compile(rb'"(?:[^"\\]|\\.)*+"?|[\[\]{}]', re.DOTALL)
+    for item in value:
+        if type(item) is dict or type(item) is list:
+            _check_depth(item, left - 1)
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -172,9 +161,7 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         seen: set[str] = set()
         for key, _ in pairs:
             if key in seen:
-                raise DuplicateKeyError(
-                    "a key stands twice in one JSON object", got=key
-                )
+                raise DuplicateKeyError("a key stands twice in one JSON object", got=key)
             seen.add(key)
     return result
 
@@ -183,9 +170,7 @@ def _check_text(value: object) -> None:
     """Refuse lone surrogates, which only an escape can bring in."""
     if type(value) is str:
         if not value.isascii() and _SURROGATE.search(value):
-            raise CanonicalError(
-                "a JSON string holds a lone surrogate", got=ascii(value[:60])
-            )
+            raise CanonicalError("a JSON string holds a lone surrogate", got=ascii(value[:60]))
     elif type(value) is dict:
         for key, item in value.items():
             _check_text(key)
@@ -217,11 +202,10 @@ def _float(text: str) -> float:
 
 
 def _constant(text: str) -> NoReturn:
-    raise CanonicalError(
-        "the document holds a constant that JSON does not have", got=text
-    )
+    raise CanonicalError("the document holds a constant that JSON does not have", got=text)
 
 
+_ENCODER = json.JSONEncoder(ensure_ascii=False, sort_keys=True, separators=(",", ":"))
 _DECODER = json.JSONDecoder(
     object_pairs_hook=_object,
     parse_int=_integer,
