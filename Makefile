@@ -1,0 +1,51 @@
+# `make demo` and `make test` install what is missing and work from a clean clone.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+# The local machine needs root: for namespaces of its own and for the container's limits.
+ROOT := $(if $(filter 0,$(shell id -u)),,sudo -E)
+
+.DEFAULT_GOAL := help
+.PHONY: help setup setup-test demo test lint format lock image-demo clean
+
+help: ## show this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+setup: $(VENV)/ready ## install system packages and the virtual environment
+
+setup-test: $(VENV)/ready-test
+
+demo: setup ## train, certify and verify a small model on this machine
+	$(ROOT) $(BIN)/python -m examples.demo
+
+test: setup-test ## run every test
+	$(ROOT) $(BIN)/python -m pytest $(TESTS)
+
+lint: setup ## ruff, formatting, types, import rules
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/python -m pytest -q -n 0 tests/test_imports.py
+
+format: setup ## let ruff mend what it can
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+image-demo: setup ## build (or find) the image of the example
+	$(ROOT) $(BIN)/python -m examples.images.build
+
+lock: setup ## resolve the locked versions anew
+	deployments/setup/lock.sh $(BIN)
+
+clean: ## remove the virtual environment and what tools left
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis
+
+$(VENV)/ready: pyproject.toml requirements/build.txt requirements/all.txt deployments/setup/packages.txt
+	deployments/setup/system.sh deployments/setup/packages.txt
+	deployments/setup/venv.sh $(PYTHON) $(VENV)
+	@touch $@
+
+$(VENV)/ready-test: $(VENV)/ready deployments/setup/packages-test.txt
+	deployments/setup/system.sh deployments/setup/packages-test.txt
+	@touch $@
