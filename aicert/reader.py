@@ -166,15 +166,11 @@ class Reader:
         """Take a time such as `2026-11-23T09:00:00Z`: UTC, whole seconds (RFC 3339)."""
         value = self._typed(name, str)
         if not _TIME.fullmatch(value):
-            raise self.fail(
-                f"{self.where}.{name}", "is not a UTC time with seconds", got=value
-            )
+            raise self.fail(f"{self.where}.{name}", "is not a UTC time with seconds", got=value)
         try:
             return datetime.strptime(value, "%Y-%m-%dT%H:%M:%SZ").replace(tzinfo=UTC)
         except ValueError:
-            raise self.fail(
-                f"{self.where}.{name}", "is not a time", got=value
-            ) from None
+            raise self.fail(f"{self.where}.{name}", "is not a time", got=value) from None
 
     def octets64(self, name: str, *, max_bytes: int) -> bytes:
         """Take bytes in standard base64 with padding (RFC 4648, 4), at most `max_bytes`."""
@@ -208,13 +204,9 @@ class Reader:
             )
         return value
 
-    def children(
-        self, name: str, *, max_items: int, min_items: int = 0
-    ) -> "Iterator[Reader]":
+    def children(self, name: str, *, max_items: int, min_items: int = 0) -> "Iterator[Reader]":
         """Take an array of objects; yield a reader for each."""
-        for index, item in enumerate(
-            self.array(name, max_items=max_items, min_items=min_items)
-        ):
+        for index, item in enumerate(self.array(name, max_items=max_items, min_items=min_items)):
             yield Reader(item, f"{self.where}.{name}[{index}]", self._error)
 
     def texts(
@@ -224,14 +216,10 @@ class Reader:
         items = self.array(name, max_items=max_items, min_items=min_items)
         for index, item in enumerate(items):
             if type(item) is not str or len(item) > max_length:
-                raise self.fail(
-                    f"{self.where}.{name}[{index}]", "is not a short string", got=item
-                )
+                raise self.fail(f"{self.where}.{name}[{index}]", "is not a short string", got=item)
         return tuple(items)
 
-    def octets64_list(
-        self, name: str, *, max_items: int, max_bytes: int
-    ) -> tuple[bytes, ...]:
+    def octets64_list(self, name: str, *, max_items: int, max_bytes: int) -> tuple[bytes, ...]:
         """Take an array of base64 strings; return their bytes."""
         items = self.texts(name, max_items=max_items, max_length=max_bytes * 2)
         return tuple(
@@ -239,20 +227,14 @@ class Reader:
             for index, item in enumerate(items)
         )
 
-    def text_map(
-        self, name: str, *, max_items: int, max_length: int = 4096
-    ) -> dict[str, str]:
+    def text_map(self, name: str, *, max_items: int, max_length: int = 4096) -> dict[str, str]:
         """Take an object whose values are strings."""
         value: dict[str, Any] = self._typed(name, dict)
         if len(value) > max_items:
-            raise self.fail(
-                f"{self.where}.{name}", "has too many entries", got=len(value)
-            )
+            raise self.fail(f"{self.where}.{name}", "has too many entries", got=len(value))
         for key, item in value.items():
             if type(item) is not str or len(item) > max_length:
-                raise self.fail(
-                    f"{self.where}.{name}.{key}", "is not a short string", got=item
-                )
+                raise self.fail(f"{self.where}.{name}.{key}", "is not a short string", got=item)
         return dict(value)
 
     def read(self, name: str, read: Callable[["Reader"], T]) -> T:

@@ -276,10 +276,7 @@ def _check_chain(
     times: tuple[datetime, datetime],
 ) -> x509.ChainInfo:
     """Check the chain at both ends of the run, and that its leaf certifies this key."""
-    chain = certificate.attestation_key.chain
-    key = ak.to_cryptography()
-    x509.verify_chain(chain, trust, at=times[0], key=key)
-    return x509.verify_chain(chain, trust, at=times[1], key=key)
+    return x509.verify_chain(certificate.attestation_key.chain, trust, at=times, key=ak.key)
 
 
 def _check_quote(quote: Quote, ak: tpm2.Public, name: str) -> tpm2.Attest:
@@ -319,7 +316,7 @@ def _check_signature(certificate: Certificate, ak: tpm2.Public) -> None:
             "the envelope names another key", got=certificate.keyid, expected=ak.name
         )
     signature, signed = certificate.signature, certificate.signed_bytes
-    key = ak.to_cryptography()
+    key = ak.key
     try:
         if isinstance(key, ec.EllipticCurvePublicKey):
             # OpenSSL reads some DER that is not DER; two encodings of one signature are one too
