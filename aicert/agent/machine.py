@@ -251,7 +251,7 @@ def _spawn(config: MachineConfig, directory: Path, tpm: str, lock: int) -> subpr
         command += ["--engine", config.engine]
     environment = {name: os.environ[name] for name in _PASSED_ENVIRONMENT if name in os.environ}
     with (directory / "agent.log").open("wb") as log:
-        process = subprocess.Popen(  # noqa: S603 - a fixed program and checked arguments
+        process = subprocess.Popen(
             command,
             stdin=subprocess.DEVNULL,
             stdout=log,

@@ -9,7 +9,7 @@ import hashlib
 import re
 import secrets as random
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -33,6 +33,8 @@ QUOTED_PCRS = tuple(range(16))
 
 MAX_METRICS_BYTES = 64 << 10
 _PARALLEL_INPUTS = 4
+_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+"""What an image that sets no PATH gets, as engines have it."""
 
 Emit = Callable[[dict[str, Any]], None]
 
@@ -269,8 +271,9 @@ class Run:
             for item in spec.inputs
         ]
         environment = {
+            "PATH": _PATH,
+            **self.image.environment,
             "HOME": "/tmp",  # noqa: S108 - a path in the container
-            "PATH": self.image.path,
             "AICERT_INPUTS": "/inputs",
             "AICERT_OUTPUTS": "/outputs",
             "AICERT_SEED": str(spec.seed),
@@ -516,9 +519,3 @@ def compile_pattern(pattern: str) -> re.Pattern[str]:
 
 def _evidence(quote: Quote) -> QuoteEvidence:
     return QuoteEvidence(quote.message, quote.signature, dict(quote.pcrs))
-
-
-def _iterate(path: Path) -> Iterator[bytes]:
-    with path.open("rb") as stream:
-        while chunk := stream.read(1 << 20):
-            yield chunk

@@ -216,22 +216,22 @@ class Service:
     def _work(self, run: Run, step: Step, body: Mapping[str, Any]) -> None:
         measured = len(run.records)
         start = time.monotonic()
+        problem: Error
         try:
             record = run.perform(step.name, body, step.say)
             record["milliseconds"] = round((time.monotonic() - start) * 1000)
-            message = {"type": "record", "record": record}
+            step.say({"type": "record", "record": record})
+            return
         except Error as error:
-            message = {"type": "error", "error": error.to_json()}
+            problem = error
         except Exception as error:  # a mistake of ours: the run fails closed, the agent lives on
             problem = InternalError(
                 f"the agent failed in step {step.name!r}", got=f"{type(error).__name__}: {error}"
             )
-            message = {"type": "error", "error": problem.to_json()}
-        if message["type"] == "error":
-            with self._lock:
-                self._spent = self._spent or len(run.records) > measured or run.cancelled.is_set()
-                message["error"]["final"] = self._spent
-        step.say(message)
+        with self._lock:
+            self._spent = self._spent or len(run.records) > measured or run.cancelled.is_set()
+            final = self._spent
+        step.say({"type": "error", "error": {**problem.to_json(), "final": final}})
 
     def cancel(self, run_id: str) -> None:
         """Stop the run, for good: its container is killed, its steps fail."""
