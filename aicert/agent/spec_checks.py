@@ -17,6 +17,9 @@ from pydantic import ValidationError
 from pydantic_core import InitErrorDetails, PydanticCustomError
 
 from aicert import manifest
+from aicert.agent.fetch import SCHEMES
+from aicert.agent.fetch.errors import SECRET_PARAMETER
+from aicert.agent.oci import SCHEMES as IMAGE_SCHEMES
 
 MAX_ITEMS = 256
 """The most inputs, variables and output patterns."""
@@ -37,19 +40,6 @@ MAX_SEED = 2**32 - 1
 
 RESERVED_INPUTS = frozenset({"image", "outputs"})
 """Names that no input may have: they stand for the image's secrets and the outputs' manifest."""
-
-SCHEMES = (
-    *("file", "https", "http", "hf"),
-    *("git+https", "git+http", "git+file"),
-    *("s3", "gs", "az", "abfs", "abfss"),
-)
-"""The kinds of URI that an input may have."""
-
-IMAGE_SCHEMES = (
-    *("oci", "oci-archive", "docker-archive"),
-    *("docker", "containers-storage", "docker-daemon"),
-)
-"""The kinds of image reference."""
 
 Located = tuple[tuple[str | int, ...], PydanticCustomError]
 """An error, and the place in the spec that it is about."""
@@ -147,13 +137,6 @@ _PLAIN_NAME = re.compile(
     r"(?:.*_)?(?:BOS|EOS|PAD|UNK|SEP|CLS|MASK|STOP|START|END)_TOKEN|PWD", re.IGNORECASE
 )
 _NUMBER = re.compile(r"[+-]?\d{1,9}(?:\.\d{1,9})?|true|false", re.IGNORECASE)
-
-_SECRET_PARAMETER = re.compile(
-    r"sig|signature|x-amz-(?:signature|security-token|credential)|x-goog-(?:signature|credential)"
-    r"|.*token|.*api[-_]?key|.*secret|password|passwd|pwd|auth|authorization|credentials?"
-    r"|key-pair-id|code|key",
-    re.IGNORECASE,
-)
 
 
 def secret_in(text: str) -> str | None:
@@ -301,7 +284,7 @@ def _no_credentials(text: str, scheme: str, netloc: str, query: str) -> None:
         kind = "a user name or password"
     if kind is None:
         names = [name for name, _ in parse_qsl(query, keep_blank_values=True)]
-        found = next((name for name in names if _SECRET_PARAMETER.fullmatch(name)), None)
+        found = next((name for name in names if SECRET_PARAMETER.fullmatch(name)), None)
         kind = found and f"a credential (the parameter {found!r})"
     if kind is not None:
         raise wrong(f"holds {kind}", advice=_SECRETS_TRAVEL)
