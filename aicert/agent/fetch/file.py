@@ -1,0 +1,187 @@
+"""Inputs on this machine: `file:relative/path`, `file:///absolute/path`; a file or a folder.
+
+The place that is named may be reached through links. Below it no link is followed: each step is
+opened by its descriptor with O_NOFOLLOW, so an exchange of a folder for a link while we read
+cannot lead elsewhere.
+"""
+
+import os
+import stat
+from collections.abc import Iterator
+from pathlib import Path
+from urllib.parse import unquote
+
+from aicert.agent.fetch.errors import (
+    DeniedError,
+    FetchError,
+    LinkError,
+    NotFoundError,
+    PathError,
+    TooLargeError,
+    UnresolvableError,
+    changed,
+)
+from aicert.agent.fetch.source import (
+    InputRequest,
+    Kind,
+    RemoteFile,
+    Resolved,
+    Source,
+    no_revision,
+    split,
+)
+
+_PIECE = 4 << 20
+_FLAGS = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK
+
+
+class FileSource(Source):
+    """A file or a folder on this machine."""
+
+    def __init__(self, request: InputRequest, base: Path, max_files: int) -> None:
+        """Open the place and list it.
+
+        Raises:
+            NotFoundError: nothing is there.
+            LinkError: the folder holds a link.
+            PathError: it is, or holds, something that is neither file nor folder.
+            TooLargeError: it holds more than `max_files` files.
+        """
+        no_revision(request, "file")
+        path = _locate(request.uri, base)
+        try:
+            self._root = os.open(path, _FLAGS)
+        except OSError as error:
+            raise _local(error, request.uri) from error
+        try:
+            status = os.fstat(self._root)
+            kind: Kind = "file"
+            if stat.S_ISREG(status.st_mode):
+                files = [_entry(path.name, status, key="")]
+            elif stat.S_ISDIR(status.st_mode):
+                kind = "tree"
+                files = list(self._walk(max_files))
+            else:
+                raise _special(request.uri)
+        except BaseException:
+            self.close()
+            raise
+        self.resolved = Resolved("file", request.uri, request.uri, None, None, kind, tuple(files))
+
+    def read(self, file: RemoteFile, start: int, end: int | None) -> Iterator[bytes]:
+        """Yield bytes; a file that was replaced or written to since the listing is refused."""
+        descriptor = self._open(file)
+        try:
+            end = file.size if end is None else end
+            assert end is not None
+            _check(file, descriptor)
+            while start < end:
+                piece = os.pread(descriptor, min(_PIECE, end - start), start)
+                if not piece:
+                    raise changed(file.path, got=f"{start} bytes", expected=f"{end} bytes")
+                yield piece
+                start += len(piece)
+            _check(file, descriptor)
+        except OSError as error:
+            raise _local(error, file.path) from error
+        finally:
+            os.close(descriptor)
+
+    def close(self) -> None:
+        """Close the place."""
+        os.close(self._root)
+
+    def _walk(self, max_files: int) -> Iterator[RemoteFile]:
+        count = 0
+
+        def fail(error: OSError) -> None:
+            raise _local(error, "a folder") from error
+
+        # os.fwalk opens each folder by its parent's descriptor and does not enter links.
+        tree = os.fwalk(".", dir_fd=self._root, follow_symlinks=False, onerror=fail)
+        for folder, folders, names, descriptor in tree:
+            for name in (*folders, *names):
+                path = f"{folder[2:]}/{name}" if folder != "." else name
+                status = os.stat(name, dir_fd=descriptor, follow_symlinks=False)
+                if stat.S_ISDIR(status.st_mode):
+                    continue
+                if stat.S_ISLNK(status.st_mode):
+                    raise LinkError(
+                        "the folder holds a link",
+                        got=path,
+                        advice="replace the link with the file itself, or remove it",
+                    )
+                if not stat.S_ISREG(status.st_mode):
+                    raise _special(path)
+                count += 1
+                if count > max_files:
+                    raise TooLargeError("the folder holds too many files", expected=max_files)
+                yield _entry(path, status, key=path)
+
+    def _open(self, file: RemoteFile) -> int:
+        """Open a listed file, step by step from the root, following no link."""
+        if not file.key:
+            return os.dup(self._root)
+        folder = os.dup(self._root)
+        try:
+            *folders, name = file.key.split("/")
+            for step in folders:
+                inner = os.open(step, _FLAGS | os.O_NOFOLLOW | os.O_DIRECTORY, dir_fd=folder)
+                os.close(folder)
+                folder = inner
+            return os.open(name, _FLAGS | os.O_NOFOLLOW, dir_fd=folder)
+        except PermissionError as error:
+            raise _local(error, file.path) from error
+        except OSError as error:
+            raise changed(file.path, got=error.strerror) from error
+        finally:
+            os.close(folder)
+
+
+def _locate(uri: str, base: Path) -> Path:
+    parts = split(uri)
+    if parts.netloc not in ("", "localhost"):
+        raise UnresolvableError(
+            "a file URI names another machine",
+            got=parts.netloc,
+            advice="write file:relative/path or file:///absolute/path",
+        )
+    # '?' and '#' are plain characters in a file's name: nothing is cut off.
+    path = unquote(uri.partition(":")[2].removeprefix("//localhost").removeprefix("//"))
+    if not path or "\0" in path:
+        raise PathError("this names no file", got=uri)
+    return base / path
+
+
+def _entry(path: str, status: os.stat_result, key: str) -> RemoteFile:
+    # The change time moves with every write, also where the modification time is set back.
+    tag = f"{status.st_dev:x}-{status.st_ino:x}-{status.st_mtime_ns:x}-{status.st_ctime_ns:x}"
+    return RemoteFile(path, status.st_size, tag, key=key)
+
+
+def _check(file: RemoteFile, descriptor: int) -> None:
+    """Refuse a file that is not, or no longer, the listed one."""
+    if _entry(file.path, os.fstat(descriptor), file.key) != file:
+        raise changed(file.path)
+
+
+def _special(path: str) -> PathError:
+    return PathError(
+        "this is neither a file nor a folder",
+        got=path,
+        advice="devices, pipes and sockets cannot be inputs; copy the content into a file",
+    )
+
+
+def _local(error: OSError, what: str) -> FetchError:
+    if isinstance(error, FileNotFoundError | NotADirectoryError):
+        return NotFoundError(
+            "no such file or folder",
+            got=what,
+            advice="a relative path starts at the folder of the training spec",
+        )
+    if isinstance(error, PermissionError):
+        return DeniedError(
+            "this machine refuses to open it", got=what, advice="let the agent's user read it"
+        )
+    return PathError("it cannot be opened", got=f"{what}: {error.strerror}")

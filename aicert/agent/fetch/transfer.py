@@ -1,0 +1,407 @@
+"""Bring the files of a source onto the disk, hashed in the pass that brings them.
+
+A file of known size is read in blocks, several at once, whatever file they belong to; each block
+is written in place and noted in a journal with its digest. The digests of files are computed in
+order from the same bytes. After a cut or a kill, blocks that the journal knows are read from the
+disk and hashed again; only the others are asked for. A file that can only be read from its start
+is one piece of work, and starts over.
+"""
+
+import errno
+import fcntl
+import hashlib
+import os
+import re
+import shutil
+import threading
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from pathlib import Path
+from types import TracebackType
+from typing import NamedTuple, TypeVar
+
+from aicert.agent.fetch.errors import (
+    BusyError,
+    CancelledError,
+    DigestMismatchError,
+    NoSpaceError,
+    PathError,
+    TooLargeError,
+    TransientError,
+    changed,
+)
+from aicert.agent.fetch.source import RemoteFile, Retry, Source
+from aicert.manifest import File, ManifestError, walk
+
+BLOCK = 16 << 20
+"""Bytes in one range request; at most `jobs` + 2 blocks are in memory."""
+
+T = TypeVar("T")
+Progress = Callable[[int, int | None], None]
+
+_TICK = 0.2
+_MARGIN = 64 << 20
+_LINE = re.compile(r"(\d+) (\d+) ([0-9a-f]{64})")
+_WRITE = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
+_SPACE = "free some space, or give the agent a larger disk"
+
+
+class Partial:
+    """The resting place of one unfinished input: its files and the journal of finished blocks.
+
+    Only one process at a time may hold it.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        """Make the place if need be, and hold it.
+
+        Raises:
+            BusyError: another fetch holds it.
+        """
+        self.folder = folder
+        self.tree = folder / "tree.aicert-partial"
+        self.scratch = folder / "scratch"
+        self._journal = folder / "journal"
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        self._lock = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        self._log: int | None = None
+        self._known: dict[tuple[int, int], str] = {}
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            os.close(self._lock)
+            raise BusyError(
+                "another fetch of this input is under way", advice="wait for it to end"
+            ) from error
+
+    def __enter__(self) -> "Partial":
+        """Return this."""
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Let go of the place; what is in it stays."""
+        if self._log is not None:
+            os.close(self._log)
+        os.close(self._lock)
+
+    def take_back(self, into: Path) -> None:
+        """Take a finished tree back, so that a step that is tried again does not fetch it again.
+
+        Raises:
+            PathError: the tree was not made from here.
+        """
+        if self.tree.exists() or not self._journal.exists():
+            raise PathError(
+                "the place for the input is not empty",
+                got=into,
+                advice="remove it, or name another",
+            )
+        into.chmod(0o700)
+        for folder, folders, files in os.walk(into):
+            for name in folders:
+                os.chmod(os.path.join(folder, name), 0o700)
+            for name in files:
+                os.chmod(os.path.join(folder, name), 0o600, follow_symlinks=False)
+        into.rename(self.tree)
+
+    def open(self, identity: str, files: Sequence[RemoteFile]) -> None:
+        """Take up what is there if it belongs to `identity`, else start from nothing."""
+        lines = []
+        if self._journal.exists():
+            lines = self._journal.read_text("ascii", "replace").split("\n")
+        if lines[:1] == [identity] and self._holds_only({file.path for file in files}):
+            for match in filter(None, map(_LINE.fullmatch, lines[1:])):
+                self._known[int(match[1]), int(match[2])] = match[3]
+        else:
+            shutil.rmtree(self.tree, ignore_errors=True)
+            self._journal.write_text(f"{identity}\n", "ascii")
+        self.tree.mkdir(exist_ok=True)
+        self._log = os.open(self._journal, os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC)
+
+    def _holds_only(self, paths: set[str]) -> bool:
+        try:
+            return {path for path, _ in walk(self.tree)} <= paths
+        except ManifestError:
+            return False
+
+    def present(self, files: Sequence[RemoteFile]) -> int:
+        """Return how many bytes of these files are on the disk."""
+        ends = [(files[number].size or 0, block * BLOCK) for number, block in self._known]
+        return sum(min(size - start, BLOCK) for size, start in ends)
+
+    def known(self, file: int, block: int) -> str | None:
+        """Return the digest that a block on the disk should have, or None if it is not there."""
+        return self._known.get((file, block))
+
+    def note(self, file: int, block: int, sha256: str) -> None:
+        """Note that a block is on the disk. One write each, so that threads need no lock."""
+        assert self._log is not None
+        os.write(self._log, f"{file} {block} {sha256}\n".encode())
+
+    def discard(self) -> None:
+        """Remove everything."""
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+
+class _Work(NamedTuple):
+    """One piece of work: a block of a file, or (block None) a file that is read as one stream."""
+
+    number: int
+    file: RemoteFile
+    block: int | None
+    last: bool
+
+
+class _Done(NamedTuple):
+    """What a piece of work gave; `data` only where the file's digest needs more than this."""
+
+    size: int
+    sha256: str
+    data: bytearray | None
+
+
+class Transfer:
+    """Brings files into a `Partial`; its threads share what is in here."""
+
+    def __init__(
+        self,
+        source: Source,
+        files: Sequence[RemoteFile],
+        partial: Partial,
+        *,
+        jobs: int,
+        max_bytes: int,
+        retry: Retry,
+        progress: Progress,
+        cancelled: threading.Event,
+    ) -> None:
+        """Take what is needed; nothing is done yet."""
+        self._source = source
+        self._files = files
+        self._partial = partial
+        self._jobs = jobs
+        self._max_bytes = max_bytes
+        self._retry = retry
+        self._progress = progress
+        self._cancelled = cancelled
+        self._stop = threading.Event()
+        self._lock = threading.Lock()
+        self._bytes = 0
+        sizes = [file.size for file in files]
+        known = sum(size for size in sizes if size is not None)
+        self._total = None if None in sizes else known
+        if known > max_bytes:
+            raise TooLargeError("the input is too large", got=known, expected=max_bytes)
+
+    def run(self) -> list[File]:
+        """Bring all files and return them with sizes and digests.
+
+        `progress` is called in this thread; an exception that it raises ends the transfer.
+
+        Raises:
+            FetchError: a file cannot be brought, or is not what its source says it is.
+        """
+        done: list[File] = []
+        sealing: list[Future[None]] = []
+        waiting: deque[tuple[_Work, Future[_Done]]] = deque()
+        work = self._work()
+        digest = hashlib.sha256()
+        size = 0
+        with ThreadPoolExecutor(self._jobs, "fetch") as pool:
+            try:
+                while True:
+                    while len(waiting) < self._jobs + 2 and (item := next(work, None)):
+                        waiting.append((item, pool.submit(self._do, item)))
+                    if not waiting:
+                        break
+                    item, future = waiting.popleft()
+                    result = self._await(future)
+                    size += result.size
+                    if result.data is not None:
+                        digest.update(result.data)
+                    if item.last:
+                        found = result.sha256 if result.data is None else digest.hexdigest()
+                        done.append(_checked(item.file, size, found))
+                        sealing.append(pool.submit(_sync, self._partial.tree / item.file.path))
+                        digest, size = hashlib.sha256(), 0
+                for seal in sealing:
+                    self._await(seal)
+            except BaseException:
+                self._stop.set()
+                pool.shutdown(wait=True, cancel_futures=True)
+                raise
+        self._progress(self._bytes, self._total)
+        return done
+
+    def _work(self) -> Iterator[_Work]:
+        for number, file in enumerate(self._files):
+            path = self._partial.tree / file.path
+            path.parent.mkdir(parents=True, exist_ok=True)
+            if file.size is None or not file.ranged:
+                yield _Work(number, file, None, True)
+            else:
+                count = max(1, -(-file.size // BLOCK))
+                for block in range(count):
+                    yield _Work(number, file, block, block == count - 1)
+
+    def _await(self, future: "Future[T]") -> T:
+        while True:
+            finished = wait([future], _TICK).done
+            self._progress(self._bytes, self._total)
+            if self._cancelled.is_set():
+                raise CancelledError("the fetch was cancelled")
+            if finished:
+                return future.result()
+
+    # -- in the pool's threads ---------------------------------------------------------------------
+
+    def _do(self, work: _Work) -> _Done:
+        if work.block is None:
+            return self._retry(lambda: self._stream(work.file), self._stop)
+        return self._block(work.number, work.file, work.block)
+
+    def _block(self, number: int, file: RemoteFile, block: int) -> _Done:
+        """Bring one block: from the disk if it is there and right, else from the source."""
+        assert file.size is not None
+        start = block * BLOCK
+        end = min(start + BLOCK, file.size)
+        data = bytearray(end - start)
+        descriptor = os.open(self._partial.tree / file.path, _WRITE, 0o600)
+        try:
+            sha256 = self._partial.known(number, block)
+            if sha256 is None or not _matches(descriptor, start, data, sha256):
+                filled = 0
+
+                def fill() -> None:
+                    # A connection that was cut within the block goes on where it was cut.
+                    nonlocal filled
+                    for piece in self._source.read(file, start + filled, end):
+                        if filled + len(piece) > len(data):
+                            raise changed(file.path, expected=f"{file.size} bytes")
+                        data[filled : filled + len(piece)] = piece
+                        filled += len(piece)
+                        self._count(len(piece))
+                    if filled < len(data):
+                        raise TransientError(f"{file.path}: the source stopped before the end")
+
+                if data:
+                    self._retry(fill, self._stop)
+                _write(descriptor, data, start)
+                sha256 = hashlib.sha256(data).hexdigest()
+                self._partial.note(number, block, sha256)
+            else:
+                self._count(len(data))
+        finally:
+            os.close(descriptor)
+        return _Done(len(data), sha256, None if file.size <= BLOCK else data)
+
+    def _stream(self, file: RemoteFile) -> _Done:
+        """Bring a whole file in one go."""
+        digest = hashlib.sha256()
+        size = 0
+        descriptor = os.open(self._partial.tree / file.path, _WRITE | os.O_TRUNC, 0o600)
+        try:
+            for piece in self._source.read(file, 0, None):
+                _write(descriptor, piece, size)
+                digest.update(piece)
+                size += len(piece)
+                self._count(len(piece))
+            if file.size is not None and size < file.size:
+                raise TransientError(f"{file.path}: the source stopped before the end")
+        except BaseException:
+            with self._lock:
+                self._bytes -= size
+            raise
+        finally:
+            os.close(descriptor)
+        return _Done(size, digest.hexdigest(), None)
+
+    def _count(self, size: int) -> None:
+        if self._stop.is_set():
+            raise CancelledError("the fetch was cancelled")
+        with self._lock:
+            self._bytes += size
+        if self._bytes > self._max_bytes:
+            raise TooLargeError("the input is too large", expected=f"{self._max_bytes} bytes")
+
+
+def _matches(descriptor: int, start: int, data: bytearray, sha256: str) -> bool:
+    """Fill `data` from the disk and tell whether it is what was written."""
+    return (
+        os.preadv(descriptor, [data], start) == len(data)
+        and hashlib.sha256(data).hexdigest() == sha256
+    )
+
+
+def _write(descriptor: int, data: bytes | bytearray | memoryview, start: int) -> None:
+    view = memoryview(data)
+    try:
+        while view:
+            count = os.pwrite(descriptor, view, start)
+            view, start = view[count:], start + count
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            raise NoSpaceError("the disk is full", advice=_SPACE) from error
+        raise
+
+
+def _sync(path: Path) -> None:
+    """Put a whole file, or a folder's list of names, on stable storage."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _checked(file: RemoteFile, size: int, sha256: str) -> File:
+    if file.size is not None and size != file.size:
+        raise changed(file.path, got=f"{size} bytes", expected=f"{file.size} bytes")
+    if file.sha256 is not None and sha256 != file.sha256:
+        raise DigestMismatchError(
+            f"{file.path}: the content is not what its source says",
+            got=sha256,
+            expected=file.sha256,
+            advice="fetch it again; if it stays so, the source is damaged or not honest",
+        )
+    return File(file.path, size, sha256)
+
+
+def place(partial: Partial, into: Path) -> None:
+    """Make a whole tree read-only and give it its final name.
+
+    The name appears only now, and with everything below it.
+    """
+    for name, folders, files in os.walk(partial.tree, topdown=False):
+        folder = Path(name)
+        for file in files:
+            (folder / file).chmod(0o444)
+        for inner in folders:
+            (folder / inner).chmod(0o555)
+        _sync(folder)
+    # A folder that cannot be written cannot be moved either: the top is closed after the move.
+    partial.tree.rename(into)
+    into.chmod(0o555)
+    _sync(into.parent)
+
+
+def check_space(folder: Path, needed: int) -> None:
+    """Refuse to start what cannot fit; 64 MiB stay free.
+
+    Raises:
+        NoSpaceError: it cannot.
+    """
+    free = shutil.disk_usage(folder).free
+    if needed + _MARGIN > free:
+        raise NoSpaceError(
+            "the disk has no room for the input",
+            got=f"{free} bytes free",
+            expected=f"{needed + _MARGIN} bytes",
+            advice=_SPACE,
+        )

@@ -1,0 +1,217 @@
+"""Promises about inputs on this machine."""
+
+import os
+import socket
+import stat
+from pathlib import Path
+
+import pytest
+
+from aicert.agent.fetch import InputRequest, errors, resolve
+from aicert.agent.fetch.file import FileSource
+from aicert.manifest import scan
+from tests.agent.fetch.conftest import Bring, content
+
+
+@pytest.fixture
+def tree(tmp_path: Path) -> Path:
+    root = tmp_path / "data"
+    (root / "deep" / "er").mkdir(parents=True)
+    (root / "a.txt").write_bytes(b"a")
+    (root / "deep" / "b.txt").write_bytes(b"bb")
+    (root / "deep" / "er" / "c.txt").write_bytes(b"")
+    return root
+
+
+FILES = {"a.txt": b"a", "deep/b.txt": b"bb", "deep/er/c.txt": b""}
+
+
+@pytest.mark.parametrize("uri", ["file:data", "file:./data", "file:data/", "file://{base}/data"])
+def test_a_folder_comes_as_a_tree(tree: Path, bring: Bring, uri: str) -> None:
+    uri = uri.format(base=tree.parent)
+    got = bring(uri)
+    assert content(got.path) == FILES
+    assert got.manifest == scan(tree) == scan(got.path)
+    assert got.root == got.manifest.root and got.sha256 is None
+    assert (got.resolved.kind, got.resolved.uri, got.resolved.revision) == ("tree", uri, None)
+
+
+def test_everything_below_is_read_only(tree: Path, bring: Bring) -> None:
+    (tree / "a.txt").chmod(0o777)
+    for path in [got := bring("file:data").path, *got.rglob("*")]:
+        assert stat.S_IMODE(path.stat().st_mode) == (0o555 if path.is_dir() else 0o444)
+
+
+def test_one_file_comes_under_its_name(tree: Path, bring: Bring) -> None:
+    got = bring("file:data/deep/b.txt")
+    assert content(got.path) == {"b.txt": b"bb"}
+    assert got.resolved.kind == "file" and got.sha256 == got.manifest.files[0].sha256
+
+
+def test_a_name_with_spaces_marks_and_escapes_is_understood(tmp_path: Path, bring: Bring) -> None:
+    (tmp_path / "my data #1?.txt").write_bytes(b"x")
+    assert content(bring("file:my%20data%20%231?.txt").path) == {"my data #1?.txt": b"x"}
+
+
+def test_the_root_of_a_tree_is_what_is_expected(tree: Path, bring: Bring) -> None:
+    assert bring("file:data", sha256=scan(tree).root)
+
+
+def test_a_tree_with_another_root_is_refused(tree: Path, bring: Bring, tmp_path: Path) -> None:
+    with pytest.raises(errors.DigestMismatchError) as caught:
+        bring("file:data", sha256="ab" * 32)
+    assert caught.value.got == scan(tree).root
+    assert not (tmp_path / "into").exists() and not (tmp_path / "partial").exists()
+
+
+def test_nothing_there_says_so(bring: Bring) -> None:
+    with pytest.raises(errors.NotFoundError):
+        bring("file:nowhere")
+
+
+def test_an_empty_folder_is_no_input(tmp_path: Path, bring: Bring) -> None:
+    (tmp_path / "data").mkdir()
+    with pytest.raises(errors.NotFoundError):
+        bring("file:data")
+
+
+@pytest.mark.parametrize("target", ["a.txt", "deep", "/etc/hostname", "../outside", "nowhere"])
+def test_a_link_in_a_tree_is_refused_wherever_it_leads(
+    tree: Path, bring: Bring, target: str
+) -> None:
+    (tree / "deep" / "link").symlink_to(target)
+    with pytest.raises(errors.LinkError) as caught:
+        bring("file:data")
+    assert caught.value.got == "deep/link"
+
+
+def test_the_place_that_is_named_may_be_reached_by_a_link(tree: Path, bring: Bring) -> None:
+    (tree.parent / "alias").symlink_to(tree)
+    assert content(bring("file:alias").path) == FILES
+
+
+def test_a_pipe_is_refused_without_waiting_for_it(tree: Path, bring: Bring) -> None:
+    os.mkfifo(tree / "pipe")
+    with pytest.raises(errors.PathError):
+        bring("file:data")
+    with pytest.raises(errors.PathError):
+        bring("file:data/pipe")
+
+
+def test_a_socket_and_a_device_are_refused(tree: Path, bring: Bring, tmp_path: Path) -> None:
+    with socket.socket(socket.AF_UNIX) as endpoint:
+        here = Path.cwd()
+        os.chdir(tree)  # socket paths are short
+        try:
+            endpoint.bind("s")
+        finally:
+            os.chdir(here)
+        with pytest.raises(errors.PathError):
+            bring("file:data")
+    with pytest.raises(errors.PathError):
+        bring("file:///dev/zero")
+
+
+def test_a_folder_that_is_exchanged_for_a_link_while_we_read_leads_nowhere(
+    tree: Path, tmp_path: Path
+) -> None:
+    outside = tmp_path / "outside"
+    outside.mkdir()
+    (outside / "b.txt").write_bytes(b"secret of another")
+    source = FileSource(InputRequest("it", "file:data"), tmp_path, 10)
+    try:
+        file = next(file for file in source.resolved.files if file.path == "deep/b.txt")
+        (tree / "deep").rename(tmp_path / "gone")
+        (tree / "deep").symlink_to(outside)
+        with pytest.raises(errors.ChangedError):
+            list(source.read(file, 0, None))
+    finally:
+        source.close()
+
+
+def test_a_file_that_is_exchanged_for_a_link_while_we_read_leads_nowhere(
+    tree: Path, tmp_path: Path
+) -> None:
+    source = FileSource(InputRequest("it", "file:data"), tmp_path, 10)
+    try:
+        file = next(file for file in source.resolved.files if file.path == "a.txt")
+        (tree / "a.txt").unlink()
+        (tree / "a.txt").symlink_to("/etc/hostname")
+        with pytest.raises(errors.ChangedError):
+            list(source.read(file, 0, None))
+    finally:
+        source.close()
+
+
+def test_a_file_that_is_written_to_while_we_read_is_refused(tree: Path, tmp_path: Path) -> None:
+    (tree / "a.txt").write_bytes(b"x" * (6 << 20))
+    source = FileSource(InputRequest("it", "file:data/a.txt"), tmp_path, 10)
+    try:
+        pieces = source.read(source.resolved.files[0], 0, None)
+        next(pieces)
+        before = (tree / "a.txt").stat()
+        with (tree / "a.txt").open("r+b") as file:
+            file.write(b"y")
+        # Setting the time back does not hide it.
+        os.utime(tree / "a.txt", ns=(before.st_atime_ns, before.st_mtime_ns))
+        with pytest.raises(errors.ChangedError):
+            list(pieces)
+    finally:
+        source.close()
+
+
+def test_names_that_collide_elsewhere_are_refused(tree: Path, bring: Bring) -> None:
+    (tree / "A.txt").write_bytes(b"A")
+    with pytest.raises(errors.PathError):
+        bring("file:data")
+
+
+def test_a_name_that_is_no_text_is_refused(tree: Path, bring: Bring) -> None:
+    Path(os.fsdecode(os.fsencode(tree) + b"/\xff")).write_bytes(b"")
+    with pytest.raises(errors.PathError):
+        bring("file:data")
+
+
+def test_a_tree_of_too_many_files_is_not_begun(tree: Path, bring: Bring) -> None:
+    with pytest.raises(errors.TooLargeError):
+        bring("file:data", max_files=2)
+
+
+def test_without_a_base_no_file_of_this_machine_is_read(tree: Path, bring: Bring) -> None:
+    for uri in (f"file://{tree}", "file:data", f"git+file://{tree}"):
+        with pytest.raises(errors.SchemeError):
+            bring(uri, base=None)
+
+
+def test_a_file_on_another_machine_is_refused(bring: Bring) -> None:
+    with pytest.raises(errors.UnresolvableError):
+        bring("file://server/share/x")
+
+
+def test_a_revision_is_refused_as_files_have_none(tree: Path, bring: Bring) -> None:
+    with pytest.raises(errors.UnresolvableError):
+        bring("file:data", revision="main")
+
+
+def test_resolving_lists_without_reading(tree: Path, tmp_path: Path) -> None:
+    got = resolve(InputRequest("it", "file:data"), base=tmp_path)
+    assert sorted((file.path, file.size) for file in got.files) == [
+        ("a.txt", 1),
+        ("deep/b.txt", 2),
+        ("deep/er/c.txt", 0),
+    ]
+
+
+def test_a_file_that_may_not_be_read_says_so(tree: Path, tmp_path: Path) -> None:
+    (tree / "a.txt").chmod(0)
+    source = FileSource(InputRequest("it", "file:data"), tmp_path, 10)
+    file = next(file for file in source.resolved.files if file.path == "a.txt")
+    user = os.geteuid()
+    try:
+        if user == 0:
+            os.seteuid(65534)
+        with pytest.raises(errors.DeniedError):
+            list(source.read(file, 0, None))
+    finally:
+        os.seteuid(user)
+        source.close()
