@@ -9,6 +9,7 @@ import stat
 import subprocess
 import sys
 import time
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,10 @@ from aicert.agent.store import (
     Weight,
 )
 from aicert.errors import Error
+from tests.agent.fetch import stores as services
+
+# One worker runs them all, so that each service is started once.
+pytestmark = pytest.mark.xdist_group("stores")
 
 CERTIFICATE = b'{"a":"certificate"}'
 DIGEST = hashlib.sha256(CERTIFICATE).hexdigest()
@@ -57,7 +62,7 @@ def tree(root: Path) -> dict[str, bytes]:
     }
 
 
-@pytest.fixture(params=["folder", "memory", "s3"])
+@pytest.fixture(params=["folder", "memory", "s3", "azure"])
 def store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Store]:
     if request.param == "folder":
         yield Store(str(tmp_path / "deep" / "store"))
@@ -65,27 +70,35 @@ def store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Store]:
         yield Store(f"memory://{tmp_path.name}-{os.getpid()}")
         fsspec.filesystem("memory").store.clear()
     else:
-        yield request.getfixturevalue("s3")
+        yield request.getfixturevalue(request.param)
 
 
 @pytest.fixture(scope="module")
 def s3_endpoint() -> Iterator[str]:
-    from moto.server import ThreadedMotoServer
+    with services.moto() as endpoint:
+        yield endpoint
 
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    yield f"http://{host}:{port}"
-    server.stop()
+
+@pytest.fixture(scope="module")
+def azure_endpoint() -> Iterator[str]:
+    with services.azurite() as endpoint:
+        yield endpoint
+
+
+@pytest.fixture
+def azure(azure_endpoint: str) -> Store:
+    box = services.Azure(azure_endpoint, f"box-{uuid.uuid4()}")
+    options: Any = box.secrets["storage_options"]
+    return Store(f"az://{box.bucket}/models", options)
 
 
 S3_OPTIONS = {"key": "AKIATESTKEYTESTKEY12", "secret": "very-secret-secret"}
 
 
 @pytest.fixture
-def s3(s3_endpoint: str, request: pytest.FixtureRequest) -> Store:
+def s3(s3_endpoint: str) -> Store:
     options = {**S3_OPTIONS, "endpoint_url": s3_endpoint}
-    bucket = f"bucket-{abs(hash(request.node.nodeid))}"
+    bucket = f"bucket-{uuid.uuid4()}"
     fsspec.filesystem("s3", **options).mkdir(bucket)
     return Store(f"s3://{bucket}/models", options)
 
