@@ -1,0 +1,1 @@
+"""Examples: trainings that read as tutorials, and the demo."""

@@ -38,6 +38,14 @@ _COMMAND_SECONDS = 600
 OnLine = Callable[[str, str], None]
 
 
+def runtime_folder(directory: Path) -> Path:
+    """Return where the engine that keeps its state in `directory` keeps sockets and locks.
+
+    A short path of its own: Podman refuses one of over 50 characters.
+    """
+    return Path("/run/aicert") / hashlib.sha256(os.fsencode(directory)).hexdigest()[:12]
+
+
 class EngineError(Error):
     """The container engine failed."""
 
@@ -149,7 +157,9 @@ class Engine:
     def __init__(self, directory: Path) -> None:
         """Keep the engine's state below `directory`."""
         self.directory = directory
-        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self.runtime = runtime_folder(directory)
+        for folder in (directory, self.runtime):
+            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         self.version = self._version()
 
     @staticmethod
@@ -361,7 +371,11 @@ class Engine:
         return state
 
     def _environment(self) -> dict[str, str]:
-        return {"PATH": os.environ.get("PATH", os.defpath), "HOME": str(self.directory)}
+        return {
+            "PATH": os.environ.get("PATH", os.defpath),
+            "HOME": str(self.directory),
+            "TMPDIR": str(self.directory),
+        }
 
     def _call(self, *arguments: str, error: type[EngineError]) -> str:
         """Run an engine command; return the last line that it printed."""
@@ -400,8 +414,8 @@ class Podman(Engine):
         return [
             "podman",
             "--root", str(self.directory / "store"),
-            "--runroot", str(self.directory / "run"),
-            "--tmpdir", str(self.directory / "tmp"),
+            "--runroot", str(self.runtime / "run"),
+            "--tmpdir", str(self.runtime / "tmp"),
             "--storage-driver", "overlay",
         ]  # fmt: skip
 
@@ -417,7 +431,7 @@ class Podman(Engine):
     def _version(self) -> str:
         (self.directory / "storage.conf").write_text(
             f'[storage]\ndriver = "overlay"\ngraphroot = "{self.directory / "store"}"\n'
-            f'runroot = "{self.directory / "run"}"\n'
+            f'runroot = "{self.runtime / "run"}"\n'
         )
         return self._call("version", "--format", "{{.Client.Version}}", error=EngineError)
 
@@ -459,7 +473,8 @@ class Podman(Engine):
         """Remove this run's containers and images; safe to call twice."""
         self._try("rm", "--all", "--force", "--time", "0")
         # What was mounted from the store is gone now; a leftover mount ends with the namespace.
-        shutil.rmtree(self.directory / "store", ignore_errors=True)
+        for folder in (self.directory / "store", self.runtime):
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 class Docker(Engine):

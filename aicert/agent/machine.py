@@ -22,6 +22,7 @@ from typing import Any, Literal
 from aicert.agent import swtpm
 from aicert.agent.ca import DevelopmentCa, Enrollment
 from aicert.agent.client import AgentClient, LostAgentError
+from aicert.agent.engine import runtime_folder
 from aicert.errors import Error
 from aicert.reader import Reader
 
@@ -330,5 +331,6 @@ def _remove(directory: Path) -> bool:
         with suppress(FileNotFoundError):
             function(path)
 
+    shutil.rmtree(runtime_folder(directory / "run" / "engine"), ignore_errors=True)
     shutil.rmtree(directory, onerror=thaw)
     return not directory.exists()

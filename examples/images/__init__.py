@@ -1,0 +1,1 @@
+"""Images for the examples and the tests."""

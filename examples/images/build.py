@@ -5,7 +5,7 @@
 The image is made of Debian packages alone. A plain `pip install torch` would bring gigabytes of
 CUDA packages; Debian's build is for the CPU and comes from the archive that the machine already
 uses. `digits.lock.json` records every package and the digest that they give. When Debian's archive
-has moved on, the build says which packages differ, and that the image's digest is therefore another.
+has moved on, the build says which packages differ, and that the digest is therefore another.
 """
 
 import argparse
@@ -23,13 +23,13 @@ from typing import Any
 from examples.images import layout
 
 LOCK = Path(__file__).with_name("digits.lock.json")
-RECORDER = Path(__file__).with_name("record_packages.py")
+FINISH = Path(__file__).with_name("finish_root.py")
 
 RECIPE: dict[str, Any] = {
     "suite": "trixie",
     "variant": "minbase",
     "packages": ["python3", "python3-torch", "python3-safetensors", "libopenblas0-pthread"],
-    # What a training never reads.
+    # What a training never reads: not unpacked …
     "exclude": [
         "/usr/share/doc/*",
         "/usr/share/man/*",
@@ -37,7 +37,21 @@ RECIPE: dict[str, Any] = {
         "/usr/share/info/*",
         "/usr/include/*",
         "/usr/lib/libtorch-test/*",
-        "/usr/lib/python3/dist-packages/torch/bin/*",
+    ],
+    # … and, where a package's own scripts want it there, removed at the end: tests, and what
+    # speaks to GPUs that this image is not for.
+    "prune": [
+        "usr/lib/python3/dist-packages/sympy/**/tests",
+        "usr/lib/python3/dist-packages/networkx/**/tests",
+        "usr/lib/python3/dist-packages/numpy/**/tests",
+        "usr/lib/python3/dist-packages/torch/bin/test_*",
+        "usr/lib/x86_64-linux-gnu/libLLVM*",
+        "usr/lib/x86_64-linux-gnu/libamd_comgr*",
+        "usr/lib/x86_64-linux-gnu/libamdhip64*",
+        "usr/lib/x86_64-linux-gnu/libhsa*",
+        "usr/lib/x86_64-linux-gnu/ucx/*rocm*",
+        "var/cache/*",
+        "var/lib/apt/lists/*",
     ],
     "epoch": 1767225600,
 }
@@ -82,7 +96,7 @@ def _build(cache: Path, target: Path) -> None:
             f"--variant={RECIPE['variant']}",
             f"--include={','.join(RECIPE['packages'])}",
             *(f"--dpkgopt=path-exclude={pattern}" for pattern in RECIPE["exclude"]),
-            f"--customize-hook={RECORDER}",
+            f"--customize-hook={FINISH}",
             RECIPE["suite"],
             str(archive),
         ]
@@ -90,6 +104,7 @@ def _build(cache: Path, target: Path) -> None:
             **os.environ,
             "SOURCE_DATE_EPOCH": str(RECIPE["epoch"]),
             "AICERT_PACKAGES": str(packages),
+            "AICERT_PRUNE": ":".join(RECIPE["prune"]),
         }
         try:
             done = subprocess.run(

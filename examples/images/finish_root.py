@@ -1,12 +1,14 @@
 #!/usr/bin/env python3
-"""A hook of mmdebstrap: record each installed package's version and SHA-256.
+"""A hook of mmdebstrap, called with the new root's path when all packages are installed.
 
-Called with the new root's path. The digests are those of the archive's signed package lists, which
-apt held every download against.
+It records each package's version and SHA-256 in the file that AICERT_PACKAGES names (the digests
+are those of the archive's signed package lists, which apt held every download against), and then
+removes what AICERT_PRUNE names (globs below the root, separated by colons).
 """
 
 import json
 import os
+import shutil
 import sys
 from pathlib import Path
 
@@ -25,7 +27,7 @@ def paragraphs(text: str) -> list[dict[str, str]]:
 
 
 def main() -> None:
-    """Write name -> [version, SHA-256] to the file that AICERT_PACKAGES names."""
+    """Record the packages, then prune."""
     root = Path(sys.argv[1])
     digests = {}
     for listing in (root / "var/lib/apt/lists").glob("*_Packages"):
@@ -37,6 +39,12 @@ def main() -> None:
         for item in installed
     }
     Path(os.environ["AICERT_PACKAGES"]).write_text(json.dumps(dict(sorted(record.items()))))
+    for pattern in os.environ["AICERT_PRUNE"].split(":"):
+        for path in sorted(root.glob(pattern)):
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path)
+            else:
+                path.unlink(missing_ok=True)
 
 
 if __name__ == "__main__":
