@@ -1,0 +1,1 @@
+"""What can be deployed: each module holds one flow."""

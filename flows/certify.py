@@ -1,0 +1,268 @@
+"""Certify a training: from a spec to a published certificate that verifies.
+
+provision -> job -> fetch -> image -> train -> outputs -> quote -> publish -> verify -> destroy
+
+What is provisioned is destroyed, whatever happened. A failure shows in the run's state what went
+wrong, what was expected and what to do; nothing is left half-published.
+"""
+
+import shlex
+import time
+import uuid
+from pathlib import Path
+from typing import Annotated, Any
+
+from prefect import flow, runtime
+from prefect.blocks.core import Block
+from prefect.client.schemas.objects import FlowRun, State
+from prefect.flows import Flow
+from prefect.states import Failed
+from pydantic import Field
+
+from aicert.agent import machine as machines
+from aicert.agent import spec as specs
+from aicert.agent.spec import Spec
+from aicert.errors import Error
+from blocks import (
+    CertificateStore,
+    FolderStore,
+    FsspecStore,
+    HostMachine,
+    InputCredentials,
+    LocalMachine,
+    Machine,
+    VerificationPolicy,
+)
+from tasks.destroy import destroy, end
+from tasks.fetch import fetch
+from tasks.image import image
+from tasks.job import job
+from tasks.outputs import outputs
+from tasks.provision import provision
+from tasks.publish import publish
+from tasks.quote import quote
+from tasks.reporting import StepError, failing_as, logger
+from tasks.train import train
+from tasks.verify import local_folder, verify
+
+
+class ChoiceError(Error):
+    """The parameters do not say which spec to run."""
+
+    code = "run.spec-choice"
+
+
+def _run_name() -> str:
+    """Name a run after its spec, and after its own id to tell it from others of the same spec."""
+    parameters = runtime.flow_run.parameters
+    spec, file = parameters.get("spec"), parameters.get("spec_file")
+    if isinstance(spec, dict):
+        spec = spec.get("name")
+    elif isinstance(spec, Spec):
+        spec = spec.name
+    if not spec:
+        path = Path(str(file or "certify"))
+        spec = path.stem if path.stem != "spec" else path.absolute().parent.name
+    return f"{spec}-{str(runtime.flow_run.id)[-6:]}"
+
+
+def clean_up(flow: Flow[..., Any], flow_run: FlowRun, state: State[Any]) -> None:
+    """Remove what the machine of a run left behind whose process was killed.
+
+    The machine itself ended with that process; this removes its folder, from wherever Prefect
+    calls it. Folders whose machine lives are left alone, so it can do no harm.
+    """
+    del flow, state
+    for swept in machines.sweep(_state_of(flow_run.parameters.get("machine"))):
+        logger().info("removed what machine %s left behind", swept)
+
+
+def _state_of(machine: object) -> Path:
+    """Return the state folder of a machine as a run's parameters give it: a reference or fields."""
+    if isinstance(machine, dict) and "$ref" in machine:
+        block = Block.load_from_ref(machine["$ref"], _sync=True)  # type: ignore[call-arg]
+        assert isinstance(block, Machine)
+        return block.config().state
+    return (
+        LocalMachine(state=machine.get("state") if isinstance(machine, dict) else None)
+        .config()
+        .state
+    )
+
+
+@flow(
+    name="certify",
+    flow_run_name=_run_name,
+    log_prints=False,
+    persist_result=False,
+    on_cancellation=[clean_up],
+    on_crashed=[clean_up],
+)
+def certify(
+    spec: Annotated[
+        Spec | None,
+        Field(description="What to train, by fields. Or give a file below."),
+    ] = None,
+    spec_file: Annotated[
+        str | None,
+        Field(
+            title="Spec file",
+            description="What to train: the path of a YAML or JSON file on the worker. Relative "
+            "paths in it start from its folder.",
+        ),
+    ] = None,
+    machine: Annotated[
+        LocalMachine | HostMachine | None,
+        Field(
+            description="Where to train. None: a machine on the worker's host with a software "
+            "TPM, for trying things out."
+        ),
+    ] = None,
+    store: Annotated[
+        FolderStore | FsspecStore | None,
+        Field(
+            description="Where to publish. None: the folder ~/.local/state/aicert/store of the "
+            "worker's user."
+        ),
+    ] = None,
+    credentials: Annotated[
+        InputCredentials | None,
+        Field(description="What the sources of inputs and of the image ask for."),
+    ] = None,
+    policy: Annotated[
+        VerificationPolicy | None,
+        Field(
+            description="What the certificate must pass before and after it is published. None: "
+            "your own CA may vouch for it, and a software TPM will do."
+        ),
+    ] = None,
+    publish_weights: Annotated[
+        bool,
+        Field(
+            title="Publish the weights",
+            description="Publish the model's files beside the certificate. Without it they end "
+            "with the machine.",
+        ),
+    ] = False,
+) -> Any:
+    """Certify a training.
+
+    Runs it on a machine with a TPM, and publishes a certificate that binds the outputs to the
+    data, code, container and software that made them.
+    """
+    try:
+        with failing_as("spec"):
+            chosen, base = choose_spec(spec, spec_file)
+        return perform(
+            chosen,
+            base,
+            machine=machine or LocalMachine(),
+            store=store or FolderStore(folder=machines.default_state() / "store"),
+            secrets=credentials.for_spec(chosen) if credentials else {},
+            policy=policy,
+            publish_weights=publish_weights,
+        )
+    except StepError as error:
+        # Returned, not raised: so the state's message is the whole story and nothing else.
+        return Failed(message=str(error), data=error)
+
+
+def choose_spec(spec: Spec | None, spec_file: str | None) -> tuple[Spec, str | None]:
+    """Return the spec and the folder that its relative paths start from.
+
+    Raises:
+        ChoiceError: neither or both of the two are given.
+        SpecError: the file has mistakes; all are named.
+    """
+    if (spec is None) == (spec_file is None):
+        raise ChoiceError(
+            "the run needs a spec" if spec is None else "there are two specs",
+            expected="either `spec` (by fields) or `spec_file` (a file on the worker)",
+            advice="fill in one of the two",
+        )
+    if spec is not None:
+        return spec, None
+    assert spec_file is not None
+    path = Path(spec_file).expanduser().absolute()
+    return specs.load(path), str(path.parent)
+
+
+def perform(
+    spec: Spec,
+    base: str | None,
+    *,
+    machine: Machine,
+    store: CertificateStore,
+    secrets: dict[str, dict[str, Any]],
+    policy: VerificationPolicy | None,
+    publish_weights: bool,
+) -> dict[str, Any]:
+    """Do every step, and destroy the machine in any case; return where the certificate is."""
+    run = str(uuid.uuid4())
+    start = time.monotonic()
+    logger().info("run %s of %s, spec sha256:%s", run, spec.name, spec.digest)
+    name = spec.name
+    config = machine.config()
+    handle = provision(config, run, name=name)
+    try:
+        root = config.state / "ca" / "authority" / "root.pem"
+        policy = policy or VerificationPolicy(allow_simulated=True, roots=root)
+        job(handle, run, spec=spec.to_json(), base=base)
+        fetch(handle, run, name=name, secrets=secrets)
+        image(handle, run, name=name, secrets=secrets)
+        trained = train(handle, run, name=name)
+        made = outputs(handle, run, name=name)
+        quoted = quote(handle, run, name=name)
+        published = publish(
+            handle,
+            run,
+            name=name,
+            digest=quoted["summary"]["certificate"],
+            store=store,
+            policy=policy,
+            weights=publish_weights,
+        )
+        command = verify_command(published, policy)
+        verdict = verify(published, name=name, store=store, policy=policy, command=command)
+    except Exception:
+        _destroy(handle, run, keep=config.keep)
+        raise
+    except BaseException:
+        # Cancelled or interrupted: at once, and with nothing of Prefect in between.
+        end(handle, run)
+        raise
+    _destroy(handle, run, keep=False)
+    return {
+        "name": name,
+        "run": run,
+        **published,
+        "assurance": verdict["assurance"],
+        "verify": command,
+        "outputs": made["summary"],
+        "metrics": trained["summary"]["metrics"],
+        "trainingMilliseconds": trained["summary"]["durationMilliseconds"],
+        "totalMilliseconds": round((time.monotonic() - start) * 1000),
+    }
+
+
+def _destroy(handle: dict[str, Any], run: str, *, keep: bool) -> None:
+    try:
+        destroy(handle, run, keep=keep)
+    finally:
+        end(handle, run, keep=keep)  # whatever became of the task
+
+
+def verify_command(published: dict[str, Any], policy: VerificationPolicy) -> str:
+    """Return what a person runs to check for themselves."""
+    folder = local_folder(published["url"])
+    place = published["url"] if folder is None else str(folder)
+    words = ["aicert", "verify", f"{place}/certificate.json"]
+    if published["weights"] is not None:
+        words += ["--model", f"{place}/weights"]
+    if policy.roots is not None:
+        words += ["--root", str(policy.roots)]
+    if policy.hardware_roots is not None:
+        words += ["--hardware-root", str(policy.hardware_roots)]
+    if policy.allow_simulated:
+        words += ["--allow-simulated"]
+    return shlex.join(words)

@@ -1,0 +1,107 @@
+"""`aicert run`: one certified training from a terminal or a script, with no server to set up.
+
+Exit status: 0 certified; 1 the spec is wrong, or the run failed; 130 interrupted. What a program
+wants goes to standard output, what a person watches to standard error.
+"""
+
+import json
+import sys
+from pathlib import Path
+from typing import Any, Literal
+
+from aicert.agent import spec as specs
+from aicert.agent.machine import default_state
+from aicert.card import clean, duration, size
+from aicert.errors import Error, InternalError
+from flows import ephemeral
+from flows.terminal import Terminal
+
+CERTIFIED = 0
+FAILED = 1
+INTERRUPTED = 130
+
+
+def run_spec(
+    spec: Path,
+    *,
+    store: str | None = None,
+    state: Path | None = None,
+    weights: bool = True,
+    algorithm: Literal["ecc", "rsa"] = "ecc",
+    engine: Literal["auto", "podman", "docker"] = "auto",
+    verbose: bool = False,
+    as_json: bool = False,
+) -> int:
+    """Certify the training that the file `spec` describes, on this machine; return an exit status.
+
+    Where `PREFECT_API_URL` names a server the run shows there; else one is started for as long as
+    this process lives, with its history kept in `state`.
+
+    Args:
+        spec: the training spec.
+        store: the folder or URL to publish to; by default the folder `store` in `state`.
+        state: the folder for the operator's CA, the machines and the server's history.
+        weights: publish the weights beside the certificate; else they end with the machine.
+        algorithm: of the attestation key.
+        engine: the container engine.
+        verbose: show the training's lines too.
+        as_json: print the result, or the error, as JSON on standard output.
+    """
+    state = default_state() if state is None else state.expanduser().absolute()
+    result: dict[str, Any] | None = None
+    error: Error | None = None
+    try:
+        specs.load(spec)  # every mistake in it, before anything is started
+        with Terminal(verbose=verbose) as terminal:
+            terminal.waiting("start")
+            server = ephemeral.start(state / "prefect")
+            from flows import training  # imports Prefect, while the server starts
+
+            if server is not None:
+                server.wait()
+            with training.listening(terminal):
+                result = training.run(
+                    spec,
+                    store=str(state / "store") if store is None else store,
+                    state=state,
+                    weights=weights,
+                    algorithm=algorithm,
+                    engine=engine,
+                )
+    except KeyboardInterrupt:
+        print("interrupted: nothing was published, and the machine is gone", file=sys.stderr)
+        return INTERRUPTED
+    except Error as caught:
+        error = caught
+    if error is not None or result is None:
+        error = error or InternalError("the run ended without a result")
+        if as_json:
+            print(json.dumps({"verdict": "failed", "error": error.to_json()}, indent=2))
+        else:
+            print(f"FAILED  {error.diagnostics()}", file=sys.stderr)
+        return FAILED
+    if as_json:
+        print(json.dumps({"verdict": "certified", **result}, indent=2, ensure_ascii=False))
+    else:
+        print(_summary(result))
+    return CERTIFIED
+
+
+def _summary(result: dict[str, Any]) -> str:
+    """Return what a person wants to know at the end: where it is, and how to check it."""
+    made = result["outputs"]
+    lines = [
+        f"CERTIFIED  {result['name']}  assurance: {result['assurance']}",
+        f"  certificate  {result['certificate']}",
+        f"  sha256       {result['digest']}",
+        f"  files        {made['count']}, {size(made['size'])}, root {made['root']}",
+        f"  took         {duration(result['totalMilliseconds'])}, "
+        f"of which training {duration(result['trainingMilliseconds'])}",
+    ]
+    lines += [
+        f"  {clean(name, 40):<12} {clean(value, 60)}  (as reported by the training)"
+        for name, value in (result["metrics"] or {}).items()
+    ]
+    if result["weights"] is None:
+        lines.append("  The weights were not published: they ended with the machine.")
+    return "\n".join([*lines, "", "Check it yourself:", f"  {result['verify']}"])

@@ -1,0 +1,47 @@
+"""Bring the container image into the agent's own store, every blob checked, and measure it."""
+
+from typing import Any
+
+from prefect import task
+from prefect.cache_policies import NO_CACHE
+
+from tasks.reporting import RETRY_DELAYS, announced, may_retry, show
+from tasks.steps import perform
+from tasks.words import code, key_values, measured
+
+STEP = "image"
+
+
+@task(
+    name=STEP,
+    task_run_name=STEP,
+    cache_policy=NO_CACHE,
+    persist_result=False,
+    retries=len(RETRY_DELAYS),
+    retry_delay_seconds=RETRY_DELAYS,
+    retry_condition_fn=may_retry,
+)
+def image(
+    handle: dict[str, Any], run: str, *, name: str, secrets: dict[str, dict[str, Any]]
+) -> dict[str, Any]:
+    """Have the agent resolve, check and load the image; `secrets["image"]` opens its registry."""
+    with announced(STEP):
+        record = perform(handle, run, STEP, {"secrets": secrets}, name=name)
+        summary = record["summary"]
+        show(
+            name,
+            STEP,
+            f"{name}: the image",
+            key_values(
+                [
+                    ("Reference", code(summary["reference"])),
+                    ("Config digest", f"`sha256:{summary['config']}`"),
+                ]
+            ),
+            "",
+            "The config digest is the image's identity: it names every layer. Each layer was "
+            "checked against it before the engine saw it.",
+            "",
+            measured(record),
+        )
+    return record

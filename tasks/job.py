@@ -1,0 +1,54 @@
+"""Open the run: the baseline quote, the nonce and the spec become the first event."""
+
+from typing import Any
+
+from prefect import task
+from prefect.cache_policies import NO_CACHE
+
+from aicert.card import duration, size
+from tasks.reporting import announced, show
+from tasks.steps import perform
+from tasks.words import code, key_values, measured, text
+
+STEP = "job"
+
+
+@task(name=STEP, task_run_name=STEP, cache_policy=NO_CACHE, persist_result=False)
+def job(
+    handle: dict[str, Any], run: str, *, spec: dict[str, Any], base: str | None
+) -> dict[str, Any]:
+    """Send the spec; the agent fixes where the run starts and measures what is asked for.
+
+    `spec` is the normalised spec; `base` the folder that its relative paths start from.
+    """
+    name = str(spec["name"])
+    with announced(STEP):
+        body = {"spec": spec} if base is None else {"spec": spec, "base": base}
+        record = perform(handle, run, STEP, body, name=name)
+        limits = spec["limits"]
+        show(
+            name,
+            STEP,
+            f"{name}: the job",
+            key_values(
+                [
+                    ("Run", code(run)),
+                    ("Spec", f"`sha256:{record['summary']['spec']}`"),
+                    ("Image", code(spec["image"])),
+                    ("Command", code(" ".join(spec["command"]))),
+                    ("Inputs", text(", ".join(item["name"] for item in spec["inputs"]) or "none")),
+                    ("Outputs", code(", ".join(spec["outputs"]))),
+                    (
+                        "Limits",
+                        text(
+                            f"{size(limits['memory'])} of memory, {limits['cpus']} CPUs, "
+                            f"{limits['gpus']} GPUs, {duration(limits['time'] * 1000)}"
+                        ),
+                    ),
+                    ("Seed", str(spec["seed"])),
+                ]
+            ),
+            "",
+            measured(record, ["job: spec, nonce, baseline quote"]),
+        )
+    return record

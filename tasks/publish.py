@@ -1,0 +1,130 @@
+"""Publish the certificate with its manifests and card, and the weights where asked: write-once."""
+
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any
+
+from prefect import task
+from prefect.cache_policies import NO_CACHE
+
+from aicert import card
+from aicert.agent import machine
+from aicert.agent.client import AgentClient
+from aicert.agent.machine import MachineHandle
+from aicert.agent.store import Published, Weight
+from aicert.certificate import Certificate
+from aicert.errors import Error
+from aicert.log import Run
+from blocks import CertificateStore, VerificationPolicy
+from tasks import reporting
+from tasks.reporting import RETRY_DELAYS, Live, announced, failing_as, may_retry
+from tasks.words import code, key_values
+
+STEP = "publish"
+
+
+class WrongCertificateError(Error):
+    """The agent returned another certificate than the one of this run."""
+
+    code = "publish.wrong-certificate"
+
+
+@task(
+    name=STEP,
+    task_run_name=STEP,
+    cache_policy=NO_CACHE,
+    persist_result=False,
+    retries=len(RETRY_DELAYS),
+    retry_delay_seconds=RETRY_DELAYS,
+    retry_condition_fn=may_retry,
+)
+def publish(
+    handle: dict[str, Any],
+    run: str,
+    *,
+    name: str,
+    digest: str,
+    store: CertificateStore,
+    policy: VerificationPolicy,
+    weights: bool,
+) -> dict[str, Any]:
+    """Verify the certificate, then publish it; return where it is.
+
+    What does not verify is not published. Publishing the same again changes nothing, so a store
+    that could not be reached may be tried again.
+    """
+    with announced(STEP), failing_as(STEP):
+        live = Live(name, STEP)
+        with machine.attach(MachineHandle.from_json(handle)) as client:
+            data = client.certificate(run)
+            verdict = policy.verify(data)
+            if verdict.certificate_digest != digest or verdict.run.job.run != run:
+                raise WrongCertificateError(
+                    "this is not the certificate of this run",
+                    got=f"{verdict.certificate_digest}, run {verdict.run.job.run}",
+                    expected=f"{digest}, run {run}",
+                    advice="do not use this machine; start a new run",
+                )
+            published = store.open().publish(
+                data,
+                manifests=_manifests(client, run, verdict.run),
+                card=card.markdown(Certificate.parse(data)).encode(),
+                weights=_weights(client, run, verdict.run) if weights else (),
+                on_event=live,
+            )
+        result = {
+            "digest": published.digest,
+            "url": published.url,
+            "certificate": f"{published.url}/certificate.json",
+            "weights": f"{published.url}/weights" if weights else None,
+            "new": published.new,
+        }
+        _record(name, published, verdict.run, weights)
+    return result
+
+
+def _manifests(client: AgentClient, run: str, log: Run) -> dict[str, bytes]:
+    names = [*(item.name for item in log.inputs), "outputs"]
+    return {name: b"".join(client.open_file(run, "manifests", name)) for name in names}
+
+
+def _weights(client: AgentClient, run: str, log: Run) -> Iterator[Weight]:
+    for file in log.outputs.manifest.files:
+        read: Callable[[], Iterator[bytes]] = partial(client.open_file, run, "outputs", file.path)
+        yield Weight(file.path, file.size, file.sha256, read)
+
+
+def _record(name: str, published: Published, log: Run, weights: bool) -> None:
+    manifests = len(log.inputs) + 1
+    reporting.show(
+        name,
+        STEP,
+        f"{name}: published",
+        key_values(
+            [
+                ("Certificate", f"`sha256:{published.digest}`"),
+                ("Where", code(published.url)),
+                (
+                    "With",
+                    f"the card, {manifests} manifest{'s' if manifests > 1 else ''}"
+                    + (", the weights" if weights else ""),
+                ),
+                (
+                    "Write-once",
+                    "enforced by the store"
+                    if published.write_once == "enforced"
+                    else "checked by reading back; this store cannot enforce it",
+                ),
+                ("New", "yes" if published.new else "no: it was published already"),
+            ]
+        ),
+        *(
+            ()
+            if weights
+            else (
+                "",
+                "**The weights were not published** (`publish_weights` was off): they end with "
+                "the machine.",
+            )
+        ),
+    )

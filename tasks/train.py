@@ -1,0 +1,52 @@
+"""Run the training in its container; its start and its end are measured, nothing between."""
+
+from typing import Any
+
+from prefect import task
+from prefect.cache_policies import NO_CACHE
+
+from aicert.card import duration
+from tasks.reporting import announced, show
+from tasks.steps import perform
+from tasks.words import code, key_values, measured, table, text
+
+STEP = "train"
+
+
+@task(name=STEP, task_run_name=STEP, cache_policy=NO_CACHE, persist_result=False)
+def train(handle: dict[str, Any], run: str, *, name: str) -> dict[str, Any]:
+    """Have the agent run the training; what it prints goes to the run's log, line by line.
+
+    It is never tried again: once its start is measured, a failure ends the run.
+    """
+    with announced(STEP):
+        record = perform(handle, run, STEP, name=name)
+        summary = record["summary"]
+        rows = [
+            ("Exit status", str(summary.get("exitCode", 0))),
+            ("Duration", duration(summary["durationMilliseconds"])),
+        ]
+        if summary.get("warning"):
+            rows.append(("Warning", text(summary["warning"])))
+        metrics = summary.get("metrics")
+        reported = []
+        if metrics:
+            reported = [
+                "## Metrics, as reported by the training",
+                "",
+                table(
+                    ("metric", "value"),
+                    [(text(metric), code(value)) for metric, value in metrics.items()],
+                ),
+                "",
+            ]
+        show(
+            name,
+            STEP,
+            f"{name}: the training",
+            key_values(rows),
+            "",
+            *reported,
+            measured(record, ["start: command, environment, limits", "end: exit, log, metrics"]),
+        )
+    return record
