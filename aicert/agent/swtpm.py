@@ -198,7 +198,8 @@ class Swtpm:
                 return header + self._receive(size - 10)
             except OSError as error:
                 # Nothing that comes later could be told from the response to this command.
-                self._socket.shutdown(socket.SHUT_RDWR)
+                with suppress(OSError):
+                    self._socket.shutdown(socket.SHUT_RDWR)
                 raise LostError(
                     "the TPM in software does not answer",
                     got=_tail(self._state / LOG) or error,
@@ -270,6 +271,7 @@ def manufacture(state: Path, ca: DevelopmentCa) -> None:
         ]  # fmt: skip
         status = _run(command, work, log)
         if status != 0 or not (state / _STATE).exists():
+            (state / _STATE).unlink(missing_ok=True)  # half made
             raise ManufactureError(
                 "swtpm_setup failed",
                 got=_tail(log) or f"exit status {status}",

@@ -135,7 +135,7 @@ class Quote:
 class Tpm:
     """One TPM. All methods may be called from any thread; one command is under way at a time.
 
-    Every method raises a subclass of `TpmError` that names the TPM's command and response code.
+    What the TPM refuses is raised as a `TpmError` that names the command and the response code.
     """
 
     def __init__(self, tcti: Tcti) -> None:

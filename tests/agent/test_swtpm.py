@@ -125,15 +125,16 @@ def test_a_tpm_is_never_overwritten(factory: Factory, state: Path) -> None:
     assert (state / "tpm2-00.permall").read_bytes() == before
 
 
-def test_a_failed_manufacture_says_what_the_tool_said(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_failed_manufacture_says_what_the_tool_said(tmp_path: Path) -> None:
     ca = DevelopmentCa.open_or_create(tmp_path / "ca")
+    key = ca.ek_key_file.read_bytes()
     ca.ek_key_file.write_text("not a key")
     with pytest.raises(module.ManufactureError) as caught:
         manufacture(tmp_path / "tpm", ca)
     assert caught.value.code == "swtpm.manufacture"
     assert "swtpm_localca" in str(caught.value.got)
+    ca.ek_key_file.write_bytes(key)
+    manufacture(tmp_path / "tpm", ca)  # nothing of the failure is in the way
 
 
 @pytest.mark.parametrize(
@@ -238,6 +239,21 @@ def test_a_killed_tpm_is_unreachable_and_boots_anew(swtpm: Swtpm) -> None:
         swtpm.power_cycle()
     with Tpm(swtpm.tcti) as tpm:
         tpm.extend(0, b"d" * 32)
+
+
+def test_a_tpm_that_does_not_answer_is_given_up(swtpm: Swtpm) -> None:
+    assert swtpm._socket is not None
+    swtpm._socket.settimeout(0.2)
+    with Tpm(swtpm.tcti) as tpm:
+        os.kill(swtpm.pid, signal.SIGSTOP)
+        with pytest.raises(UnreachableError):
+            tpm.clock_info()
+        os.kill(swtpm.pid, signal.SIGCONT)
+        with pytest.raises(UnreachableError):  # a late answer must not pass for the next one
+            tpm.clock_info()
+    swtpm.power_cycle()
+    with Tpm(swtpm.tcti) as tpm:
+        tpm.clock_info()
 
 
 OWNER = """

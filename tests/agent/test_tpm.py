@@ -666,6 +666,22 @@ def test_a_tpm_that_vanishes_is_unreachable_from_then_on(tpm: Tpm, ak: Ak, swtpm
             tpm.read_pcrs([0])
 
 
+def test_a_closed_connection_is_unreachable(swtpm: Swtpm) -> None:
+    tpm = Tpm(swtpm.tcti)
+    ak = tpm.create_ak()
+    tpm.close()
+    tpm.close()
+    for use in (
+        lambda: tpm.read_pcrs([0]),
+        lambda: tpm.quote(ak, b"", ALL),
+        lambda: tpm.sign(ak, b"data"),
+        lambda: tpm.create_ak(),
+        lambda: tpm.ek_public("rsa2048"),
+    ):
+        with pytest.raises(errors.UnreachableError):
+            use()
+
+
 def test_ecdsa_signatures_are_not_repeated(tpm: Tpm, ak: Ak) -> None:
     """Two signatures with one random number would give the key away."""
     encoded = [tpm2.parse_signature(tpm.sign(ak, b"same")).encoded for _ in range(8)]
