@@ -475,26 +475,39 @@ class _Backend(ABC):
         """Yield the bytes that stand there."""
 
 
-def _connect(url: str, options: dict[str, Any]) -> _Backend:
-    kind = secret_in(url)
+def check_url(url: str) -> str:
+    """Return the scheme of a store's URL (`file` for a path) if it can be one and has no secret.
+
+    Raises:
+        StoreUrlError: it cannot, or has.
+    """
     scheme, separator, rest = url.partition("://")
-    if not separator:
-        scheme, rest = "file", url
-    user = rest.partition("/")[0].rpartition("@")[0]
-    if kind or "?" in rest or "#" in rest or (user and scheme not in ("abfs", "abfss")):
+    kind = secret_in(url)
+    if separator and kind is None:
+        user = rest.partition("/")[0].rpartition("@")[0]
+        # Before the @ of an abfs URL stands a container.
+        if "?" in rest or "#" in rest or (user and scheme not in ("abfs", "abfss")):
+            kind = "a credential, a query or a fragment"
+    if kind is not None:
         raise StoreUrlError(
-            f"the URL of the store holds {kind or 'a credential, a query or a fragment'}",
+            f"the URL of the store holds {kind}",
             advice="take it out, treat it as leaked, and give a new one in the storage options",
         )
-    if not rest or "::" in url:
+    if not url or (separator and not rest) or "::" in url:
         raise StoreUrlError(
             "this is not the URL of a store",
             got=url,
             expected="a path, or a URL such as s3://bucket/folder",
         )
-    if scheme in ("file", "local"):
-        return _Folder(Path(unquote(rest) if separator else rest).expanduser().absolute())
-    return _Objects(scheme, url.rstrip("/"), options)
+    return scheme if separator else "file"
+
+
+def _connect(url: str, options: dict[str, Any]) -> _Backend:
+    scheme = check_url(url)
+    if scheme not in ("file", "local"):
+        return _Objects(scheme, url.rstrip("/"), options)
+    _, separator, rest = url.partition("://")
+    return _Folder(Path(unquote(rest) if separator else url).expanduser().absolute())
 
 
 class _Folder(_Backend):

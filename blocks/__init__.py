@@ -1,0 +1,24 @@
+"""Prefect blocks: where trainings run, where certificates are kept, what they are held against.
+
+`prefect block register -m blocks` makes them known to a server. A block's name, slug and fields
+survive upgrades: fields are added with defaults, never removed, renamed or given another type
+(`tests/blocks/schemas.json` holds them fast).
+"""
+
+from blocks.checks import Check
+from blocks.credentials import InputCredentials
+from blocks.machines import HostMachine, LocalMachine, Machine
+from blocks.policies import VerificationPolicy
+from blocks.stores import CertificateStore, FolderStore, FsspecStore
+
+__all__ = [
+    "CertificateStore",
+    "Check",
+    "FolderStore",
+    "FsspecStore",
+    "HostMachine",
+    "InputCredentials",
+    "LocalMachine",
+    "Machine",
+    "VerificationPolicy",
+]

@@ -1,0 +1,64 @@
+"""Credentials: what the sources of inputs and images ask for. They travel apart from the spec."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from prefect.blocks.core import Block
+from prefect.types import SecretDict
+from pydantic import ConfigDict, Field, field_validator
+
+from aicert.agent.spec import Spec
+
+IMAGE = "image"
+"""The name under which the credentials of the image's registry are kept; no input may have it."""
+
+
+class InputCredentials(Block):
+    """Credentials for the inputs of a training, by the names of the inputs.
+
+    They are sent to the agent with the step that needs them, and are never measured, logged or
+    published. Each input may have `token` (Hugging Face, git), `headers` (HTTP) and
+    `storage_options` (object stores); the name `image` stands for the image's registry, with
+    `username` and `password`.
+
+    Attributes:
+        secrets: By input, what its source asks for.
+
+    Example:
+        Save the token for one input:
+        ```python
+        from blocks import InputCredentials
+
+        InputCredentials(secrets={"data": {"token": token}}).save("BLOCK_NAME")
+        credentials = InputCredentials.load("BLOCK_NAME")
+        ```
+    """
+
+    model_config = ConfigDict(hide_input_in_errors=True)
+
+    _block_type_name = "aicert Input Credentials"
+    _block_type_slug = "aicert-input-credentials"
+
+    secrets: SecretDict = Field(
+        title="Secrets by input",
+        description='JSON, for instance {"data": {"token": "…"}, "image": {"username": "…", '
+        '"password": "…"}}. An input may have token, headers and storage_options.',
+    )
+
+    @field_validator("secrets")
+    @classmethod
+    def _by_input(cls, secrets: SecretDict) -> SecretDict:
+        for name, item in secrets.get_secret_value().items():
+            # The value is not shown: it may well be the secret itself.
+            if not isinstance(item, Mapping):
+                raise ValueError(
+                    f"what stands under {name!r} is not a mapping: write "
+                    f'{{"{name}": {{"token": "…"}}}}'
+                )
+        return secrets
+
+    def for_spec(self, spec: Spec) -> dict[str, dict[str, Any]]:
+        """Return the secrets that this spec needs, by input, and those of its image."""
+        names = {IMAGE, *(item.name for item in spec.inputs)}
+        secrets = self.secrets.get_secret_value()
+        return {name: dict(item) for name, item in secrets.items() if name in names}
