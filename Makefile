@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 ROOT := $(if $(filter 0,$(shell id -u)),,sudo -E)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-test demo test lint format lock image-demo clean
+.PHONY: help setup setup-test demo test lint format lock image-demo corpus clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -49,3 +49,6 @@ $(VENV)/ready: pyproject.toml requirements/build.txt requirements/all.txt deploy
 $(VENV)/ready-test: $(VENV)/ready deployments/setup/packages-test.txt
 	deployments/setup/system.sh deployments/setup/packages-test.txt
 	@touch $@
+
+corpus: setup ## rebuild the conformance corpus (tests/conformance/cases)
+	$(ROOT) $(BIN)/python -m tests.conformance.build

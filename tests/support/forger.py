@@ -284,10 +284,10 @@ class Forger:
         self.name = b"\x00\x0b" + hashlib.sha256(self.public).digest()
         self.chain = self.authority.chain(self.key.public_key())
 
-    def attest(self, extra_data: bytes, values: dict[int, bytes], **changes: Any) -> Attest:
+    def attest(self, extra: bytes, values: dict[int, bytes], /, **changes: Any) -> Attest:
         """A quote's structure over the values of `self.pcrs`."""
         digest = hashlib.sha256(b"".join(values[pcr] for pcr in self.pcrs)).digest()
-        return replace(Attest(extra_data, digest, selection(self.pcrs)), **changes)
+        return replace(Attest(extra, digest, selection(self.pcrs)), **changes)
 
     def quote(self, attest: Attest, values: dict[int, bytes]) -> Quote:
         """Sign a quote's structure."""
