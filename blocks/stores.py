@@ -2,6 +2,7 @@
 
 from abc import ABC, abstractmethod
 from pathlib import Path
+from typing import Any
 
 from prefect.blocks.core import Block
 from prefect.types import SecretDict
@@ -105,9 +106,16 @@ class FsspecStore(CertificateStore):
         "Kept as a secret; empty where the worker's own identity opens the store.",
     )
 
+    @field_validator("storage_options", mode="before")
+    @classmethod
+    def _none_at_all(cls, options: Any) -> Any:
+        # Prefect's form sends an empty field as null.
+        return {} if options is None else options
+
     @field_validator("url")
     @classmethod
     def _without_secrets(cls, url: str) -> str:
+        url = url.strip()
         try:
             store.check_url(url)
         except Error as error:

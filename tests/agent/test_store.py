@@ -251,7 +251,7 @@ def test_an_error_of_a_source_is_told_as_it_is(store: Store) -> None:
         {"weights": [weight("a", b""), weight("A", b"")]},
         {"weights": [weight("a", b""), weight("a/b", b"")]},
     ],
-    ids=str,
+    ids=["up", "absolute", "certificate", "weights", "case", "up-weight", "two-cases", "nested"],
 )
 def test_a_name_that_is_taken_or_leads_elsewhere_is_refused(
     store: Store, arguments: dict[str, Any]

@@ -137,13 +137,13 @@ def test_what_is_missing_is_named_with_what_to_do(
     assert "swtpm-tools" in (found["swtpm_setup"].advice or "")
 
 
-def test_a_state_folder_that_cannot_be_used_is_found(tmp_path: Path) -> None:
-    (tmp_path / "file").write_bytes(b"")
-    assert not checks.state(tmp_path / "file" / "x").ok
-    long = tmp_path / ("x" * 100)
+def test_a_state_folder_that_cannot_be_used_is_found(short: Path) -> None:
+    (short / "file").write_bytes(b"")
+    assert not checks.state(short / "file" / "x").ok
+    long = short / ("x" * 100)
     assert "too long" in checks.state(long).found
     assert not long.exists()
-    assert checks.state(tmp_path / "new" / "folder").ok
+    assert checks.state(short / "new" / "folder").ok
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="starts a process without root's rights")

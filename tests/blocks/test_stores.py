@@ -1,6 +1,7 @@
 """Store blocks: they open the store that their fields name, and say what is wrong with it."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 from prefect.types import SecretDict
@@ -32,6 +33,9 @@ def test_an_fsspec_store_opens_with_its_options(tmp_path: Path) -> None:
 def test_options_are_not_needed(tmp_path: Path) -> None:
     block = FsspecStore(url=tmp_path.as_uri())
     assert block.open().url == tmp_path.as_uri()
+    # As Prefect's form may send it.
+    empty: Any = {"url": f"{tmp_path.as_uri()}\n", "storage_options": None}
+    assert FsspecStore.model_validate(empty).open().url == tmp_path.as_uri()
 
 
 def test_a_secret_in_the_url_is_refused_and_not_shown() -> None:
