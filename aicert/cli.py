@@ -163,6 +163,40 @@ def spec_check(file: Path, as_json: bool) -> None:
         click.echo(f"{file}: good; {len(checked.inputs)} input(s), sha256:{checked.digest}")
 
 
+@main.command()
+@click.argument("spec", type=_File)
+@click.option("--store", help="Folder or URL to publish to.")
+@click.option("--no-weights", is_flag=True, help="Publish no weights, only what describes them.")
+@click.option("--algorithm", type=click.Choice(["ecc", "rsa"]), default="ecc", show_default=True,
+    help="Of the attestation key.",
+)  # fmt: skip
+@click.option("--engine", type=click.Choice(["auto", "podman", "docker"]), default="auto",
+    show_default=True, help="Container engine.",
+)  # fmt: skip
+@click.option("--verbose", is_flag=True, help="Show the training's lines too.")
+@click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
+def run(
+    spec: Path,
+    store: str | None,
+    no_weights: bool,
+    algorithm: str,
+    engine: str,
+    verbose: bool,
+    as_json: bool,
+) -> None:
+    """Certify the training that the file SPEC describes, on this machine (as root)."""
+    status = _extra("flows.cli", "pipeline").run_spec(
+        spec,
+        store=store,
+        weights=not no_weights,
+        algorithm=algorithm,
+        engine=engine,
+        verbose=verbose,
+        as_json=as_json,
+    )
+    sys.exit(status)
+
+
 @main.command(
     context_settings={"ignore_unknown_options": True, "help_option_names": []},
     add_help_option=False,

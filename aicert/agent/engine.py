@@ -436,7 +436,11 @@ class Podman(Engine):
         return self._call("version", "--format", "{{.Client.Version}}", error=EngineError)
 
     def _load(self, image: OciImage) -> None:
-        self._call("pull", "--quiet", f"oci:{image.layout}:{image.tag}", error=EngineError)
+        # Podman makes the image's name of the path, and refuses one with a folder like `.local`.
+        link = self.runtime / "image"
+        link.unlink(missing_ok=True)
+        link.symlink_to(image.layout)
+        self._call("pull", "--quiet", f"oci:{link}:{image.tag}", error=EngineError)
 
     def _create_options(self) -> list[str]:
         return [

@@ -70,7 +70,10 @@ class Box:
 
 @pytest.fixture(scope="module")
 def module_box(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Box]:
-    box = Box(tmp_path_factory.mktemp("box"))
+    # As deep and as odd as a state folder may be.
+    folder = tmp_path_factory.mktemp("box") / ".local" / "State folder" / ("x" * 60)
+    folder.mkdir(parents=True)
+    box = Box(folder)
     yield box
     box.engine.cleanup()
 
