@@ -74,8 +74,9 @@ def wrong(
 
 
 def did_you_mean(value: object) -> str:
-    """Return the advice to write `value` instead."""
-    return f"Did you mean {json.dumps(value, ensure_ascii=False)}?"
+    """Return the advice to write `value` instead; empty where that would be too long to read."""
+    text = json.dumps(value, ensure_ascii=False)
+    return f"Did you mean {text}?" if len(text) <= 300 else ""
 
 
 def several(problems: list[Located]) -> ValidationError:
@@ -645,7 +646,7 @@ def read_duration(value: object) -> int:
         isinstance(value, str) and value.isascii() and value.isdigit() and len(value) < 12
     ):
         seconds = Decimal(value)
-    elif isinstance(value, str) and _PARTS.fullmatch(value):
+    elif isinstance(value, str) and len(value) <= 64 and _PARTS.fullmatch(value):
         parts = _PART.findall(value)
         units = [_SECONDS.get(unit) for _, unit in parts]
         if None in units:

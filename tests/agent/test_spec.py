@@ -4,6 +4,7 @@ import copy
 import json
 import os
 import pickle
+import time
 import unicodedata
 from pathlib import Path
 from typing import Any
@@ -423,6 +424,27 @@ def test_the_targets_of_inputs_do_not_overlap(target: str) -> None:
 def test_a_spec_that_is_too_large_is_refused() -> None:
     found = problem(spec_with(command=["x" * 100_000] * 11))
     assert "is too large" in found.what
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        spec_with(image="docker://" + "a-" * 2000),
+        spec_with(image="docker://" + "a" * 4000 + "!"),
+        spec_with(command="x" * 1_000_000),
+        spec_with(command=["sk-" + "a-" * 60_000 + "!", "://" * 40_000, "bearer " * 10_000, 1]),
+        spec_with(environment={"A": "://a:" * 6000, "B_" * 60 + "X!": "x"}),
+        spec_with(limits={"time": "1a" * 500_000, "memory": "1" * 500_000}),
+        with_input(uri="a" * 4000),
+    ],
+    ids=["image", "upper", "command", "arguments", "environment", "limits", "uri"],
+)
+def test_a_hostile_text_is_answered_quickly_and_shortly(value: dict[str, Any]) -> None:
+    start = time.process_time()
+    with pytest.raises(SpecError) as caught:
+        module.check(value)
+    assert time.process_time() - start < 2
+    assert len(str(caught.value)) < 3000
 
 
 def test_lines_and_tabs_are_allowed_where_programs_need_them() -> None:
