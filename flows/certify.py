@@ -6,18 +6,19 @@ What is provisioned is destroyed, whatever happened. A failure shows in the run'
 wrong, what was expected and what to do; nothing is left half-published.
 """
 
+import json
 import shlex
 import time
 import uuid
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any, ParamSpec
 
 from prefect import flow, runtime
 from prefect.blocks.core import Block
 from prefect.client.schemas.objects import FlowRun, State
 from prefect.flows import Flow
 from prefect.states import Failed
-from pydantic import Field
+from prefect.tasks import Task
 
 from aicert.agent import machine as machines
 from aicert.agent import spec as specs
@@ -44,6 +45,8 @@ from tasks.quote import quote
 from tasks.reporting import StepError, failing_as, logger
 from tasks.train import train
 from tasks.verify import local_folder, verify
+
+P = ParamSpec("P")
 
 
 class ChoiceError(Error):
@@ -99,56 +102,31 @@ def _state_of(machine: object) -> Path:
     on_crashed=[clean_up],
 )
 def certify(
-    spec: Annotated[
-        Spec | None,
-        Field(description="What to train, by fields. Or give a file below."),
-    ] = None,
-    spec_file: Annotated[
-        str | None,
-        Field(
-            title="Spec file",
-            description="What to train: the path of a YAML or JSON file on the worker. Relative "
-            "paths in it start from its folder.",
-        ),
-    ] = None,
-    machine: Annotated[
-        LocalMachine | HostMachine | None,
-        Field(
-            description="Where to train. None: a machine on the worker's host with a software "
-            "TPM, for trying things out."
-        ),
-    ] = None,
-    store: Annotated[
-        FolderStore | FsspecStore | None,
-        Field(
-            description="Where to publish. None: the folder ~/.local/state/aicert/store of the "
-            "worker's user."
-        ),
-    ] = None,
-    credentials: Annotated[
-        InputCredentials | None,
-        Field(description="What the sources of inputs and of the image ask for."),
-    ] = None,
-    policy: Annotated[
-        VerificationPolicy | None,
-        Field(
-            description="What the certificate must pass before and after it is published. None: "
-            "your own CA may vouch for it, and a software TPM will do."
-        ),
-    ] = None,
-    publish_weights: Annotated[
-        bool,
-        Field(
-            title="Publish the weights",
-            description="Publish the model's files beside the certificate. Without it they end "
-            "with the machine.",
-        ),
-    ] = False,
+    spec: Spec | None = None,
+    spec_file: str | None = None,
+    machine: LocalMachine | HostMachine | None = None,
+    store: FolderStore | FsspecStore | None = None,
+    credentials: InputCredentials | None = None,
+    policy: VerificationPolicy | None = None,
+    publish_weights: bool = False,
 ) -> Any:
-    """Certify a training.
+    """Run a training on a machine with a TPM, and publish a certificate of it.
 
-    Runs it on a machine with a TPM, and publishes a certificate that binds the outputs to the
-    data, code, container and software that made them.
+    The certificate binds the outputs to the data, code, container and software that made them.
+
+    Args:
+        spec: What to train, by fields. Choose this or a spec file.
+        spec_file: What to train: the path of a YAML or JSON file, as the worker sees it. Relative
+            paths in it start from its folder.
+        machine: Where to train. None is a machine on the worker's host with a software TPM, for
+            trying things out.
+        store: Where to publish. None is the folder ~/.local/state/aicert/store of the worker's
+            user.
+        credentials: What the sources of the inputs and of the image ask for.
+        policy: What the certificate must pass before it is published, and after. None lets your
+            own CA vouch for it, and is content with a software TPM.
+        publish_weights: Publish the outputs beside the certificate. If not, they end with the
+            machine.
     """
     try:
         with failing_as("spec"):
@@ -203,17 +181,19 @@ def perform(
     logger().info("run %s of %s, spec sha256:%s", run, spec.name, spec.digest)
     name = spec.name
     config = machine.config()
-    handle = provision(config, run, name=name)
+    chain = _Chain()
+    handle = chain(provision, config, run, name=name)
     try:
         root = config.state / "ca" / "authority" / "root.pem"
         policy = policy or VerificationPolicy(allow_simulated=True, roots=root)
-        job(handle, run, spec=spec.to_json(), base=base)
-        fetch(handle, run, name=name, secrets=secrets)
-        image(handle, run, name=name, secrets=secrets)
-        trained = train(handle, run, name=name)
-        made = outputs(handle, run, name=name)
-        quoted = quote(handle, run, name=name)
-        published = publish(
+        chain(job, handle, run, spec=spec.to_json(), base=base)
+        chain(fetch, handle, run, name=name, secrets=secrets)
+        chain(image, handle, run, name=name, secrets=secrets)
+        trained = chain(train, handle, run, name=name)
+        made = chain(outputs, handle, run, name=name)
+        quoted = chain(quote, handle, run, name=name)
+        published = chain(
+            publish,
             handle,
             run,
             name=name,
@@ -223,15 +203,15 @@ def perform(
             weights=publish_weights,
         )
         command = verify_command(published, policy)
-        verdict = verify(published, name=name, store=store, policy=policy, command=command)
+        verdict = chain(verify, published, name=name, store=store, policy=policy, command=command)
     except Exception:
-        _destroy(handle, run, keep=config.keep)
+        _destroy(chain, handle, run, keep=config.keep)
         raise
     except BaseException:
         # Cancelled or interrupted: at once, and with nothing of Prefect in between.
         end(handle, run)
         raise
-    _destroy(handle, run, keep=False)
+    _destroy(chain, handle, run, keep=False)
     return {
         "name": name,
         "run": run,
@@ -245,9 +225,31 @@ def perform(
     }
 
 
-def _destroy(handle: dict[str, Any], run: str, *, keep: bool) -> None:
+class _Chain:
+    """Calls tasks one after another, so that the run page draws them as one line."""
+
+    def __init__(self) -> None:
+        self._before: list[Any] = []
+
+    def __call__(
+        self, step: Task[P, dict[str, Any]], *args: P.args, **kwargs: P.kwargs
+    ) -> dict[str, Any]:
+        # Prefect knows results, and the strings in them, by identity, and would draw an arrow from
+        # `provision` to every step that takes its handle: so a step gets copies, and waits for
+        # the one before it.
+        options: dict[str, Any] = {"wait_for": list(self._before)}
+        result = step(*map(_copy, args), **kwargs, **options)
+        self._before = [result]
+        return dict(result)
+
+
+def _copy(value: Any) -> Any:
+    return json.loads(json.dumps(value)) if isinstance(value, dict) else value
+
+
+def _destroy(chain: _Chain, handle: dict[str, Any], run: str, *, keep: bool) -> None:
     try:
-        destroy(handle, run, keep=keep)
+        chain(destroy, handle, run, keep=keep)
     finally:
         end(handle, run, keep=keep)  # whatever became of the task
 

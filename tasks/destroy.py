@@ -17,10 +17,11 @@ CANCEL_SECONDS = 1.0
 
 
 @task(name=STEP, task_run_name=STEP, cache_policy=NO_CACHE, persist_result=False)
-def destroy(handle: dict[str, Any], run: str, *, keep: bool = False) -> None:
+def destroy(handle: dict[str, Any], run: str, *, keep: bool = False) -> dict[str, Any]:
     """End the machine and remove its folder (unless `keep`); nothing happens where it is gone."""
     with announced(STEP):
         end(handle, run, keep=keep)
+    return {"kept": str(handle["directory"]) if keep else None}
 
 
 def end(handle: dict[str, Any], run: str, *, keep: bool = False) -> None:

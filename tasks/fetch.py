@@ -8,7 +8,7 @@ from prefect.cache_policies import NO_CACHE
 from aicert.card import size
 from tasks.reporting import RETRY_DELAYS, announced, may_retry, show
 from tasks.steps import perform
-from tasks.words import code, measured, table, text
+from tasks.words import code, count, key_values, measured, stands, text
 
 STEP = "fetch"
 
@@ -33,24 +33,24 @@ def fetch(
     with announced(STEP):
         record = perform(handle, run, STEP, {"secrets": secrets}, name=name)
         inputs = record["summary"]["inputs"]
-        rows = [
-            (
-                text(item["name"]),
-                code(item["uri"]),
-                code(item["revision"]) if item.get("revision") else "",
-                str(item["files"]),
-                size(item["size"]),
-                f"`{item['sha256']}`",
-            )
-            for item in inputs
-        ]
-        head = ("input", "where it came from", "revision", "files", "size", "SHA-256, or root")
+        total = size(sum(item["size"] for item in inputs))
         show(
             name,
             STEP,
-            f"{name}: the inputs",
-            table(head, rows) if rows else "The spec has no inputs.",
+            f"{count(len(inputs), 'input')}, {total} → {stands(record)}"
+            if inputs
+            else "the spec has no inputs",
+            "# The inputs",
             "",
+            *(line for item in inputs for line in _about(item)),
             measured(record, [f"input {text(item['name'])}" for item in inputs]),
         )
     return record
+
+
+def _about(item: dict[str, Any]) -> list[str]:
+    rows = [("SHA-256 of the content", f"`{item['sha256']}`")]
+    if item.get("revision"):
+        rows.insert(0, ("revision", code(item["revision"])))
+    what = f"{count(item['files'], 'file')}, {size(item['size'])}, from {code(item['uri'])}"
+    return [f"**{text(item['name'])}**: {what}", "", key_values(rows), ""]

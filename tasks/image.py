@@ -7,7 +7,7 @@ from prefect.cache_policies import NO_CACHE
 
 from tasks.reporting import RETRY_DELAYS, announced, may_retry, show
 from tasks.steps import perform
-from tasks.words import code, key_values, measured
+from tasks.words import code, key_values, measured, stands
 
 STEP = "image"
 
@@ -31,7 +31,9 @@ def image(
         show(
             name,
             STEP,
-            f"{name}: the image",
+            f"config sha256:{summary['config'][:16]}… → {stands(record)}",
+            "# The image",
+            "",
             key_values(
                 [
                     ("Reference", code(summary["reference"])),

@@ -8,7 +8,7 @@ from prefect.cache_policies import NO_CACHE
 from aicert.card import duration, size
 from tasks.reporting import announced, show
 from tasks.steps import perform
-from tasks.words import code, key_values, measured, text
+from tasks.words import code, key_values, measured, stands, text
 
 STEP = "job"
 
@@ -29,7 +29,9 @@ def job(
         show(
             name,
             STEP,
-            f"{name}: the job",
+            f"spec sha256:{record['summary']['spec'][:16]}… → {stands(record)}",
+            "# The job",
+            "",
             key_values(
                 [
                     ("Run", code(run)),
@@ -49,6 +51,9 @@ def job(
                 ]
             ),
             "",
-            measured(record, ["job: spec, nonce, baseline quote"]),
+            "The first event holds the spec, a nonce and the digest of a baseline quote: where the "
+            "TPM stood before the run, and in which boot.",
+            "",
+            measured(record),
         )
     return record

@@ -8,7 +8,7 @@ from prefect.cache_policies import NO_CACHE
 from aicert.card import size
 from tasks.reporting import announced, show
 from tasks.steps import perform
-from tasks.words import code, key_values, measured, table
+from tasks.words import code, count, key_values, measured, stands, table
 
 STEP = "outputs"
 _ROWS = 50
@@ -30,7 +30,9 @@ def outputs(handle: dict[str, Any], run: str, *, name: str) -> dict[str, Any]:
         show(
             name,
             STEP,
-            f"{name}: the outputs",
+            f"{count(summary['count'], 'file')}, {size(summary['size'])} → {stands(record)}",
+            "# The outputs",
+            "",
             key_values(
                 [
                     ("Files", f"{summary['count']}, {size(summary['size'])}"),

@@ -35,7 +35,9 @@ def provision(config: MachineConfig, run: str, *, name: str) -> dict[str, Any]:
             show(
                 name,
                 STEP,
-                f"{name}: the machine",
+                f"{handle.kind} machine {handle.id}, its attestation key certified",
+                "# The machine",
+                "",
                 key_values(
                     [
                         ("Machine", code(f"{handle.kind} {handle.id}")),

@@ -18,7 +18,7 @@ from aicert.log import Run
 from blocks import CertificateStore, VerificationPolicy
 from tasks import reporting
 from tasks.reporting import RETRY_DELAYS, Live, announced, failing_as, may_retry
-from tasks.words import code, key_values
+from tasks.words import block, count, key_values
 
 STEP = "publish"
 
@@ -99,14 +99,17 @@ def _record(name: str, published: Published, log: Run, weights: bool) -> None:
     reporting.show(
         name,
         STEP,
-        f"{name}: published",
+        f"sha256:{published.digest[:16]}… in {published.url.rpartition('/certificates/')[0]}",
+        "# Published",
+        "",
+        block(f"{published.url}/certificate.json"),
+        "",
         key_values(
             [
                 ("Certificate", f"`sha256:{published.digest}`"),
-                ("Where", code(published.url)),
                 (
                     "With",
-                    f"the card, {manifests} manifest{'s' if manifests > 1 else ''}"
+                    f"the card, {count(manifests, 'manifest')}"
                     + (", the weights" if weights else ""),
                 ),
                 (

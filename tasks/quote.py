@@ -20,7 +20,9 @@ def quote(handle: dict[str, Any], run: str, *, name: str) -> dict[str, Any]:
         show(
             name,
             STEP,
-            f"{name}: the quote",
+            f"certificate sha256:{record['summary']['certificate'][:16]}…, signed by the TPM",
+            "# The quote",
+            "",
             key_values([("Certificate", f"`sha256:{record['summary']['certificate']}`")]),
             "",
             "The statement was made from the log alone. The attestation key signed it and a quote "

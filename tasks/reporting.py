@@ -123,15 +123,19 @@ def logger() -> "logging.Logger | logging.LoggerAdapter[logging.Logger]":
         return get_logger("aicert")
 
 
-def show(name: str, step: str, title: str, *body: str) -> None:
-    """Write the artifact of a step, under the key that it has in every run of this spec."""
-    artifact(key(name, step), title, "\n".join([f"# {title}", "", *body]))
+def show(name: str, step: str, summary: str, *body: str) -> None:
+    """Write the artifact of a step, under the key that it has in every run of this spec.
+
+    `summary` is one line: it stands in the run's log and in every list of artifacts.
+    """
+    logger().info("%s: %s", step, summary)
+    artifact(key(name, step), summary, "\n".join(body))
 
 
-def artifact(artifact_key: str, title: str, markdown: str) -> None:
+def artifact(artifact_key: str, summary: str, markdown: str) -> None:
     """Write a Markdown artifact."""
     _quietly(
-        lambda: create_markdown_artifact(markdown=markdown, key=artifact_key, description=title)
+        lambda: create_markdown_artifact(markdown=markdown, key=artifact_key, description=summary)
     )
 
 

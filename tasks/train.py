@@ -8,7 +8,7 @@ from prefect.cache_policies import NO_CACHE
 from aicert.card import duration
 from tasks.reporting import announced, show
 from tasks.steps import perform
-from tasks.words import code, key_values, measured, table, text
+from tasks.words import code, key_values, measured, stands, table, text
 
 STEP = "train"
 
@@ -43,10 +43,15 @@ def train(handle: dict[str, Any], run: str, *, name: str) -> dict[str, Any]:
         show(
             name,
             STEP,
-            f"{name}: the training",
+            f"ended well after {duration(summary['durationMilliseconds'])} → {stands(record)}",
+            "# The training",
+            "",
             key_values(rows),
             "",
             *reported,
-            measured(record, ["start: command, environment, limits", "end: exit, log, metrics"]),
+            "The start holds the command, the environment, the mounts and the limits; the end the "
+            "exit status, the duration, and the digests of the log and the metrics.",
+            "",
+            measured(record, ["start", "end"]),
         )
     return record

@@ -8,11 +8,12 @@ from prefect import task
 from prefect.cache_policies import NO_CACHE
 
 from aicert import card
+from aicert.card import clean
 from aicert.certificate import Certificate
 from blocks import CertificateStore, VerificationPolicy
 from tasks import reporting
 from tasks.reporting import announced, failing_as
-from tasks.words import code, key, key_values
+from tasks.words import block, command_block, key, key_values
 
 STEP = "verify"
 
@@ -39,11 +40,13 @@ def verify(
         reporting.show(
             name,
             STEP,
-            f"{name}: verified, assurance {verdict.assurance}",
+            f"verified as published, assurance {verdict.assurance}",
+            "# Verified",
+            "",
             key_values(
                 [
                     ("Verdict", f"**verified**, assurance `{verdict.assurance}`"),
-                    ("Certificate", code(published["certificate"])),
+                    ("Certificate", f"`sha256:{published['digest']}`"),
                     ("Files checked", "all of them" if folder else "none here"),
                 ]
             ),
@@ -54,23 +57,20 @@ def verify(
             "",
             "Run it yourself:",
             "",
-            "```",
-            command,
-            "```",
+            command_block(command),
         )
         reporting.artifact(
             key(name, "certificate", "card"),
-            f"{name}: certificate card, assurance {verdict.assurance}",
+            f"{clean(verdict.run.job.spec.description or name)}: certified, "
+            f"assurance {verdict.assurance}",
             "\n".join(
                 [
                     markdown,
                     "## Where it is",
                     "",
-                    key_values([("Certificate", code(published["certificate"]))]),
+                    block(published["certificate"]),
                     "",
-                    "```",
-                    command,
-                    "```",
+                    command_block(command),
                 ]
             ),
         )

@@ -37,6 +37,17 @@ def code(value: object) -> str:
     return f"{fence}{pad}{shown}{pad}{fence}"
 
 
+def block(shown: str) -> str:
+    """Return a Markdown block of code with one line of our own making or of a store's."""
+    return f"```\n{clean(shown, 1000).replace('```', '')}\n```"
+
+
+def command_block(command: str) -> str:
+    """Return a command as a Markdown block, an option a line, so that all of it is seen."""
+    shown = clean(command, 4000).replace("```", "")
+    return "```\n" + shown.replace(" --", " \\\n  --") + "\n```"
+
+
 def key_values(rows: Iterable[Sequence[str]]) -> str:
     """Return a Markdown table of names and values."""
     return table(("", ""), rows)
@@ -50,23 +61,45 @@ def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 def measured(record: dict[str, Any], labels: Sequence[str] = ()) -> str:
     """Return the Markdown that shows what a step measured: events, digests, the PCRs after."""
-    rows = []
-    for index, event in enumerate(record["events"]):
-        label = labels[index] if index < len(labels) else event["type"]
-        rows.append((str(event["recnum"]), label, f"PCR {event['pcr']}", f"`{event['digest']}`"))
-    changed = sorted({str(event["pcr"]) for event in record["events"]}, key=int)
-    values = [(f"PCR {pcr}", f"`{record['pcrs'][pcr]}`") for pcr in changed]
+    rows = [
+        (
+            str(event["recnum"]),
+            labels[index] if index < len(labels) else text(event["type"]),
+            str(event["pcr"]),
+            f"`{event['digest']}`",
+        )
+        for index, event in enumerate(record["events"])
+    ]
     if not rows:
         values = [(f"PCR {pcr}", f"`{value}`") for pcr, value in record["pcrs"].items()]
-    parts = ["## Measured", ""]
-    if rows:
-        parts += [
-            table(("record", "event", "into", "SHA-256 of the event"), rows),
+        return "\n".join(
+            ["## Measured", "", "Nothing more; the TPM stands at:", "", key_values(values), ""]
+        )
+    values = [(f"PCR {pcr}", f"`{record['pcrs'][pcr]}`") for pcr in _changed(record)]
+    return "\n".join(
+        [
+            "## Measured",
+            "",
+            table(("record", "event", "PCR", "SHA-256 of the event"), rows),
             "",
             "Each digest was extended into the TPM: new value = SHA-256(old value ‖ digest). "
             "After this step:",
             "",
+            key_values(values),
+            "",
         ]
-    else:
-        parts += ["This step measures nothing; the TPM stands at:", ""]
-    return "\n".join([*parts, table(("", "value"), values), ""])
+    )
+
+
+def stands(record: dict[str, Any]) -> str:
+    """Return in a few words where the PCRs of a step stand after it."""
+    return ", ".join(f"PCR {pcr} = {record['pcrs'][pcr][:16]}…" for pcr in _changed(record))
+
+
+def _changed(record: dict[str, Any]) -> list[str]:
+    return sorted({str(event["pcr"]) for event in record["events"]}, key=int)
+
+
+def count(number: int, noun: str) -> str:
+    """Return a number with its noun."""
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"

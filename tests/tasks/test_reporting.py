@@ -86,7 +86,7 @@ RECORD = {
 
 def test_what_was_measured_is_shown_with_its_place_and_the_pcr_after() -> None:
     text = measured(RECORD, ["input data"])
-    assert f"| 1 | input data | PCR 14 | `{'ab' * 32}` |" in text
+    assert f"| 1 | input data | 14 | `{'ab' * 32}` |" in text
     assert f"| PCR 14 | `{'cd' * 32}` |" in text
     assert "PCR 8" not in text
 
@@ -153,6 +153,9 @@ def test_an_artifact_that_cannot_be_written_does_not_end_the_run(
     said: list[str] = []
 
     class Log:
+        def info(self, text: str, *values: object) -> None:
+            pass
+
         def warning(self, text: str, *values: object) -> None:
             said.append(text % values)
 
