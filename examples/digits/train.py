@@ -16,7 +16,7 @@ from torch import nn
 
 INPUTS = Path(os.environ.get("AICERT_INPUTS", "inputs"))
 OUTPUTS = Path(os.environ.get("AICERT_OUTPUTS", "outputs"))
-EPOCHS = 40
+EPOCHS = 20
 BATCH = 64
 
 
@@ -66,7 +66,7 @@ def main() -> None:
             loss.backward()
             optimizer.step()
             seen += len(batch)
-        if epoch % 5 == 0 or epoch == 1:
+        if epoch % 4 == 0 or epoch == 1:
             print(f"epoch {epoch:3d}/{EPOCHS}  loss {loss.item():.4f}", flush=True)
 
     with torch.no_grad():
