@@ -142,7 +142,7 @@ _CONTROL = re.compile(r"[\x00-\x1f\x7f\u2028\u2029\ud800-\udfff]")
 
 
 def _check_depth(value: Any, left: int) -> None:
-    """Refuse deep nesting. (The parser itself stops at the interpreter's recursion limit.)"""
+    """Refuse deep nesting; the parser itself stops at the interpreter's recursion limit."""
     if left < 0:
         raise TooLargeError("the JSON document nests too deep")
     kind = type(value)

@@ -137,7 +137,7 @@ def markdown(certificate: Certificate, verdict: Verdict | None = None) -> str:
     return "\n".join(lines)
 
 
-def text(certificate: Certificate, verdict: Verdict | None = None) -> str:
+def text(certificate: Certificate) -> str:
     """Return the card as plain text for a terminal."""
     run = parse_run(certificate.records)
     spec = run.job.spec

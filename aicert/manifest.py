@@ -1,8 +1,9 @@
 """Manifests: the files of a tree, with sizes and SHA-256, and one root digest over them.
 
 The root is that of the OpenSSF Model Signing format, version 1: SHA-256 over the raw digests of
-the files, in the order of their paths, compared part by part. That root does not cover names and sizes, so each manifest
-also has a digest of its canonical JSON, which does; what we measure holds both.
+the files, in the order of their paths, compared part by part. That root does not cover names and
+sizes, so each manifest also has a digest of its canonical JSON, which does; what we measure holds
+both.
 """
 
 import hashlib
@@ -12,6 +13,7 @@ import unicodedata
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -95,7 +97,7 @@ class Manifest:
             raise ManifestError("too many files", got=len(self.files), expected=MAX_FILES)
         paths = [file.path for file in self.files]
         order = [path.split("/") for path in paths]
-        if any(first >= second for first, second in zip(order, order[1:], strict=False)):
+        if any(first >= second for first, second in pairwise(order)):
             raise ManifestError("the files are not sorted by path, or one stands twice")
         check_collisions(paths)
 
@@ -178,14 +180,16 @@ def _forbidden(character: str) -> bool:
     # Cc control, Cf format (bidirectional overrides, zero-width), Cs surrogate, Zl/Zp line ends:
     # such a name looks like another one to a person.
     return (
-        not character.isascii()
-        and unicodedata.category(character)
-        in (
-            "Cc",
-            "Cf",
-            "Cs",
-            "Zl",
-            "Zp",
+        (
+            not character.isascii()
+            and unicodedata.category(character)
+            in (
+                "Cc",
+                "Cf",
+                "Cs",
+                "Zl",
+                "Zp",
+            )
         )
         or character < " "
         or character == "\x7f"

@@ -9,6 +9,7 @@ checked. Signatures, DER and extensions are the library's work.
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from itertools import pairwise
 from typing import TypeVar
 
 from cryptography import x509
@@ -180,9 +181,7 @@ def verify_chain(
         _check_strength(certificate, index)
         _check_extensions(certificate, index)
         _check_validity(certificate, index, at)
-    for index, (child, parent) in enumerate(
-        zip(certificates, certificates[1:], strict=False), start=1
-    ):
+    for index, (child, parent) in enumerate(pairwise(certificates), start=1):
         _check_ca(parent, index)
         _check_issued(child, parent, index)
     # Last: a broken chain is named as such even where its root is unknown.

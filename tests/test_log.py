@@ -44,7 +44,8 @@ def test_every_field_of_an_event_is_needed_and_no_other_is_taken(event: Any) -> 
 def test_no_field_may_have_another_type(event: Any) -> None:
     content = event.to_json()
     for name, value in content.items():
-        for other in (7.5, True, [[]], {"x": []}):
+        others: tuple[Any, ...] = (7.5, True, [[]], {"x": []})
+        for other in others:
             if type(other) is not type(value):
                 with pytest.raises(Error):
                     read_event({**content, name: other})

@@ -2,6 +2,8 @@
 
 import struct
 import time
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -84,7 +86,7 @@ def test_a_key_that_names_its_scheme_verifies_no_other() -> None:
     assert not tpm2.parse_signature(signature).verify(public, b"x")
 
 
-PARSERS = [
+PARSERS: list[Callable[[bytes], Any]] = [
     tpm2.parse_attest,
     tpm2.parse_signature,
     tpm2.parse_public,

@@ -35,7 +35,7 @@ def read(name: str) -> bytes:
 
 
 def public_of(key: Any, attributes: int = 0x00050072) -> tpm2.Public:
-    """The public area of a key whose own was not captured: attributes are as the clouds make them."""
+    """The public area of a key whose own was not captured; attributes as the clouds make them."""
     if isinstance(key, rsa.RSAPublicKey):
         size = key.key_size
         area = struct.pack(">HHI", 1, 0x0B, attributes) + struct.pack(">H", 0)

@@ -279,7 +279,7 @@ def _await_agent(client: AgentClient, process: subprocess.Popen[bytes], director
                 raise StartError(
                     "the agent did not start",
                     got=text[-2000:] or f"exit status {process.poll()}",
-                    advice="the lines above are the agent's own; `make setup` installs what it needs",
+                    advice="these lines are the agent's own; `make setup` installs what it needs",
                 ) from None
             time.sleep(0.02)
         else:

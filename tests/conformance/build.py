@@ -3,8 +3,8 @@
 Each case is a folder in `cases/`: `certificate.json`, `case.json` (what is expected, and the
 model's files) and `README.md` (why). The attacker makes most of the evidence with keys outside any
 TPM, so that one thing at a time can be wrong and everything else right; where a TPM is needed for
-the point, a real swtpm is driven. The keys are made anew at every build: a rebuilt corpus has other bytes and
-the same verdicts.
+the point, a real swtpm is driven. The keys are made anew at every build: a rebuilt corpus has
+other bytes and the same verdicts.
 """
 
 import base64

@@ -4,9 +4,9 @@ The verifier is called as
 
     VERIFIER CERTIFICATE --root ROOTS.pem [--model FOLDER] [OPTION …] --json
 
-and must exit with 0 where the certificate verifies and with 1 where it is refused, printing JSON with
-`error.code` for the reason. Another verifier may have other codes: `--verdicts` compares the exit
-status alone. By default the verifier is `aicert verify`.
+and must exit with 0 where the certificate verifies and with 1 where it is refused, printing JSON
+with `error.code` for the reason. Another verifier may have other codes: `--verdicts` compares the
+exit status alone. By default the verifier is `aicert verify`.
 """
 
 import argparse
