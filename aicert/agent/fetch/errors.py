@@ -219,7 +219,8 @@ def secret_values(value: object) -> list[str]:
     """
     found: list[str] = []
     if isinstance(value, str):
-        found = [value] if len(value) > 3 else []
+        inside = re.findall(r"(?:AccountKey|SharedAccessSignature)=([^;]+)", value)
+        found = [text for text in (value, *inside) if len(text) > 3]
     elif isinstance(value, Mapping):
         for name, item in value.items():
             if name not in _PLAIN_OPTIONS:

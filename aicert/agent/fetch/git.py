@@ -13,6 +13,7 @@ import queue
 import re
 import resource
 import shutil
+import signal
 import subprocess
 import tempfile
 from collections.abc import Iterator, Mapping
@@ -22,12 +23,14 @@ from pathlib import Path
 from urllib.parse import SplitResult, parse_qs, quote, unquote, urlunsplit
 
 from aicert.agent.fetch.errors import (
+    CancelledError,
     DeniedError,
     FetchError,
     LinkError,
     MissingExtraError,
     NetworkError,
     NotFoundError,
+    PathError,
     TooLargeError,
     TransientError,
     UnresolvableError,
@@ -47,6 +50,8 @@ from aicert.agent.fetch.source import (
 _COMMIT = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
 _LFS = b"version https://git-lfs.github.com/spec/v1\n"
 _PIECE = 1 << 20
+_TICK = 0.2
+_MAX_ENTRY = 8192
 _ENTRY = re.compile(rb"(\d{6}) (\w+) ([0-9a-f]+) +(\d+|-)\t(.+)", re.DOTALL)
 
 
@@ -110,10 +115,12 @@ class GitSource(Source):
         if found != commit:
             raise UnresolvableError("the revision is not a commit", got=found, expected=commit)
         tree = f"{commit}:{self._subfolder}" if self._subfolder else commit
-        entries = self._git("ls-tree", "-r", "-z", "-l", "--full-tree", tree).split(b"\0")[:-1]
-        if len(entries) > self._max_files:
-            raise TooLargeError("the commit holds too many files", expected=self._max_files)
-        self.resolved = replace(self.resolved, files=tuple(map(_entry, entries)))
+        files = []
+        for entry in self._list(tree):
+            files.append(_entry(entry))
+            if len(files) > self._max_files:
+                raise TooLargeError("the commit holds too many files", expected=self._max_files)
+        self.resolved = replace(self.resolved, files=tuple(files))
 
     def read(self, file: RemoteFile, start: int, end: int | None) -> Iterator[bytes]:
         """Yield the bytes of a blob, always the whole of it."""
@@ -147,6 +154,27 @@ class GitSource(Source):
             process.kill()
             process.communicate()
         self._home.cleanup()
+
+    def _list(self, tree: str) -> Iterator[bytes]:
+        """Yield the entries of a tree one by one: a few small objects can stand for billions."""
+        command = ["git", "--git-dir", str(self._repository)]
+        command += ["ls-tree", "-r", "-z", "-l", "--full-tree", tree]
+        with subprocess.Popen(
+            command, env=self._environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+        ) as process:
+            assert process.stdout is not None and process.stderr is not None
+            try:
+                rest = b""
+                while piece := os.read(process.stdout.fileno(), _PIECE):
+                    *entries, rest = (rest + piece).split(b"\0")
+                    yield from entries
+                    if len(rest) > _MAX_ENTRY:
+                        raise PathError("a path in the repository is too long", got=rest[:100])
+                problem = process.stderr.read(1000)
+            finally:
+                process.kill()
+        if process.returncode > 0:
+            raise _problem(problem.decode("utf-8", "replace"))
 
     def _reader(self) -> subprocess.Popen[bytes]:
         try:
@@ -209,15 +237,17 @@ class GitSource(Source):
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.PIPE,
+                start_new_session=True,
             ) as process:
                 try:
                     if limit is not None:
                         # No pack larger than this; git's own children inherit it.
                         with suppress(ProcessLookupError):
                             resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (limit, limit))
-                    output, errors = process.communicate()
+                    output, errors = self._communicate(process)
                 except BaseException:
-                    process.kill()
+                    # With the helpers that it has started.
+                    os.killpg(process.pid, signal.SIGKILL)
                     raise
         except FileNotFoundError as error:
             raise MissingExtraError(
@@ -229,6 +259,14 @@ class GitSource(Source):
             raise _problem(errors.decode("utf-8", "replace").strip())
         return output
 
+    def _communicate(self, process: subprocess.Popen[bytes]) -> tuple[bytes, bytes]:
+        while True:
+            try:
+                return process.communicate(timeout=_TICK)
+            except subprocess.TimeoutExpired:
+                if self._retry.stop.is_set():
+                    raise CancelledError("the fetch was cancelled") from None
+
     def _holds_a_file_of(self, size: int) -> bool:
         """Tell whether git was stopped by the limit: its message is that of any broken pack."""
         files = self._repository.rglob("*")
@@ -239,7 +277,8 @@ def _environment(
     home: str, transport: str, url: SplitResult, secrets: Mapping[str, object]
 ) -> dict[str, str]:
     """Return an environment in which nothing but this module configures git."""
-    keep = ("PATH", "SSL_CERT_FILE", "GIT_SSL_CAINFO", "http_proxy", "https_proxy", "no_proxy")
+    keep = ["PATH", "SSL_CERT_FILE", "GIT_SSL_CAINFO", "http_proxy"]
+    keep += ["https_proxy", "HTTPS_PROXY", "all_proxy", "ALL_PROXY", "no_proxy", "NO_PROXY"]
     settings = {
         "core.hooksPath": os.devnull,
         "credential.helper": "",

@@ -10,7 +10,7 @@ import time
 import urllib.request
 from collections.abc import Iterator, Mapping
 from email.utils import parsedate_to_datetime
-from urllib.parse import unquote, urljoin, urlsplit, urlunsplit
+from urllib.parse import SplitResult, unquote, urljoin, urlsplit, urlunsplit
 
 import urllib3
 
@@ -43,7 +43,8 @@ _TIMEOUT = urllib3.Timeout(connect=10, read=30)
 _PLAIN = {"Accept-Encoding": "identity", "User-Agent": "aicert"}
 # A Host of the builder's choice could fetch one site's file under another site's URL.
 _OURS = frozenset({"host", "range", "if-match", "accept-encoding", "connection", "user-agent"})
-_CONTENT_RANGE = re.compile(r"bytes (?:(\d+)-(\d+)|\*)/(\d+|\*)")
+_CONTENT_RANGE = re.compile(r"bytes (?:([0-9]+)-([0-9]+)|\*)/([0-9]+|\*)")
+_MAX_TAG = 256
 
 
 class Client:
@@ -58,6 +59,12 @@ class Client:
         """
         if ours := [name for name in headers if name.lower() in _OURS]:
             raise UnresolvableError("headers that cannot be given", got=", ".join(ours))
+        for name, value in headers.items():
+            if not (name + value).isascii() or not (name + value).isprintable():
+                raise UnresolvableError(
+                    f"the secret for the header {name!r} holds what no header may hold",
+                    advice="look for a line end at the end of the token",
+                )
         if headers:
             refuse_clear_text(urlsplit(url))
         self._origin = _origin(url)
@@ -78,8 +85,8 @@ class Client:
         _dismiss(response)
         tag, strong = _validator(response)
         if response.status == 200:
-            length = response.headers.get("Content-Length", "")
-            return RemoteFile("", int(length) if length.isdigit() else None, tag, ranged=False)
+            size = _number(response.headers.get("Content-Length", ""))
+            return RemoteFile("", size, tag, ranged=False)
         total = _content_range(response)[2]
         if response.status == 416 and total != 0:
             raise from_status(416, _shown(url))
@@ -172,8 +179,11 @@ class Client:
             if response.status not in (301, 302, 303, 307, 308) or not location:
                 return response, url
             _dismiss(response)
-            target = urljoin(url, location)
-            scheme = urlsplit(target).scheme
+            try:
+                target = urljoin(url, location)
+                scheme = split(target).scheme
+            except ValueError:
+                scheme = "nowhere"
             if scheme not in ("http", "https") or (scheme == "http" and url.startswith("https:")):
                 raise RedirectError(
                     f"{what}: the server redirects to where we do not follow",
@@ -211,6 +221,7 @@ class HttpSource(Source):
         refuse_credentials(parts)
         if not parts.hostname:
             raise UnresolvableError("the URL names no host", got=request.uri)
+        _refuse_pages(parts)
         headers = {name: str(value) for name, value in secret(secrets, "headers").items()}
         if token := secrets.get("token"):
             headers.setdefault("Authorization", f"Bearer {token}")
@@ -233,6 +244,21 @@ class HttpSource(Source):
         self._client.close()
 
 
+def _refuse_pages(parts: SplitResult) -> None:
+    """Refuse addresses that are pages for people, which would be fetched instead of the data.
+
+    Raises:
+        UnresolvableError: it is one that we know.
+    """
+    advice = None
+    if parts.hostname in ("huggingface.co", "hf.co") and "/resolve/" not in parts.path:
+        advice = "for a model or data set on the Hub write hf://[datasets/]owner/name"
+    elif parts.path.endswith(".git"):
+        advice = f"for a git repository write git+{parts.scheme}://..."
+    if advice is not None:
+        raise UnresolvableError("this is the address of a page", got=parts.geturl(), advice=advice)
+
+
 def _dismiss(response: urllib3.BaseHTTPResponse) -> None:
     """Be done with a response; a short one is read, so that its connection can serve again."""
     try:
@@ -250,13 +276,16 @@ def _validator(response: urllib3.BaseHTTPResponse) -> tuple[str | None, bool]:
     Only a strong one lets ranges be put together (RFC 9110, 8.8.1 and 13.1.5). A time of change
     is strong if the answer was made at least a second later (RFC 9110, 8.8.2.2).
     """
-    if tag := response.headers.get("ETag"):
+    tag = response.headers.get("ETag", "")
+    if tag.isprintable() and 0 < len(tag) <= _MAX_TAG:
         return tag, tag.startswith('"')
     changed_on = response.headers.get("Last-Modified")
+    if changed_on is not None and len(changed_on) > _MAX_TAG:
+        return None, False
     try:
         made = parsedate_to_datetime(response.headers.get("Date", ""))
         strong = (made - parsedate_to_datetime(changed_on or "")).total_seconds() >= 1
-    except (ValueError, TypeError):
+    except (ValueError, TypeError, OverflowError):
         strong = False
     return changed_on, strong
 
@@ -267,21 +296,22 @@ def _content_range(
     """Return first byte, last byte and size as Content-Range gives them; None for unknown."""
     match = _CONTENT_RANGE.fullmatch(response.headers.get("Content-Range", "").strip())
     first, last, total = match.groups() if match else (None, None, None)
-    return (
-        int(first) if first else None,
-        int(last) if last else None,
-        int(total) if total not in (None, "*") else None,
-    )
+    return _number(first), _number(last), _number(total)
 
 
 def _retry_after(response: urllib3.BaseHTTPResponse) -> float | None:
     value = response.headers.get("Retry-After", "")
-    if value.isdigit():
-        return float(value)
+    if (seconds := _number(value)) is not None:
+        return float(seconds)
     try:
         return max(0.0, parsedate_to_datetime(value).timestamp() - time.time())
-    except ValueError:
+    except (ValueError, TypeError, OverflowError):
         return None
+
+
+def _number(text: str | None) -> int | None:
+    """Return a number that a server sends, or None if it is none or absurd."""
+    return int(text) if re.fullmatch(r"[0-9]{1,18}", text or "") and text else None
 
 
 def _trouble(what: str, error: urllib3.exceptions.HTTPError) -> FetchError:

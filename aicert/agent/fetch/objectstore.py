@@ -12,6 +12,7 @@ the cloud's own is written into the URI, as the client in use states it.
 import re
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from typing import Any, ClassVar, NamedTuple, TypeVar
 from urllib.parse import parse_qs, urlencode
 
@@ -78,7 +79,7 @@ class ObjectSource(Source):
             FetchError: it cannot be resolved or listed.
         """
         need(self.package, self.extra)
-        retry = Retry(attempts=1) if self.patient else retry
+        retry = replace(retry, attempts=1) if self.patient else retry
         self._asyn = need("fsspec.asyn", self.extra)
         self._place = self._locate(request)
         options = secret(secrets, "storage_options") or {"anon": True}

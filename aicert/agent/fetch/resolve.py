@@ -4,12 +4,13 @@ What a URI leads to is an attacker's: names and sizes are checked before anythin
 whatever comes is hashed before anything is called by its final name.
 """
 
+import errno
 import re
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from itertools import pairwise
 from pathlib import Path
@@ -19,6 +20,7 @@ from aicert.agent.fetch.errors import (
     ChangedError,
     DigestMismatchError,
     FetchError,
+    NoSpaceError,
     NotFoundError,
     PathError,
     SchemeError,
@@ -138,7 +140,8 @@ def fetch(
         FetchError: (a subclass) the input cannot be had, or is not what was expected.
     """
     secrets = secrets or {}
-    retry = retry or Retry()
+    cancelled = cancelled or threading.Event()
+    retry = replace(retry or Retry(), stop=cancelled)
     with _reported(request, secrets), Partial(partial) as rest:
         into.parent.mkdir(parents=True, exist_ok=True)
         if partial.stat().st_dev != into.parent.stat().st_dev:
@@ -159,7 +162,7 @@ def fetch(
                 max_bytes=max_bytes,
                 retry=retry,
                 progress=_progress(request.name, on_event),
-                cancelled=cancelled or threading.Event(),
+                cancelled=cancelled,
             )
             check_space(partial, sum(file.size or 0 for file in files) - rest.present(files))
             fetched = Fetched(source.resolved, Manifest.of(transfer.run()), into)
@@ -308,3 +311,13 @@ def _reported(request: InputRequest, secrets: Mapping[str, object]) -> Iterator[
         problem = PathError(error.message, got=error.got, advice=error.advice)
         problem.about(request.name, ())
         raise problem from error
+    except OSError as error:
+        # Of this machine: what a source does wrong has become a FetchError already.
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            local: FetchError = NoSpaceError(
+                "the disk is full", advice="free some space, or give the agent a larger disk"
+            )
+        else:
+            local = PathError("this machine cannot store the input", got=error)
+        local.about(request.name, ())
+        raise local from error

@@ -17,6 +17,7 @@ from urllib.parse import SplitResult, parse_qsl, urlsplit
 
 from aicert.agent.fetch.errors import (
     SECRET_PARAMETER,
+    CancelledError,
     CredentialsError,
     MissingExtraError,
     TransientError,
@@ -116,15 +117,17 @@ class Retry:
     attempts: int = 6
     first_wait: float = 0.5
     longest_wait: float = 60.0
+    stop: threading.Event = field(default_factory=threading.Event, compare=False)
 
-    def __call__(self, action: Callable[[], T], stop: threading.Event | None = None) -> T:
+    def __call__(self, action: Callable[[], T]) -> T:
         """Return what `action` returns.
 
         Waits double from one attempt to the next, less a random part so that many readers do not
         come back at once; a wait that the source asks for is kept, up to the longest.
 
         Raises:
-            TransientError: the last attempt failed too, or `stop` was set during a wait.
+            TransientError: the last attempt failed too.
+            CancelledError: `stop` was set during a wait.
             Exception: whatever else `action` raises, at once.
         """
         for attempt in range(1, self.attempts):
@@ -133,8 +136,8 @@ class Retry:
             except TransientError as error:
                 wait = self.first_wait * 2 ** (attempt - 1) * random.uniform(0.5, 1)  # noqa: S311
                 wait = min(max(wait, error.after or 0), self.longest_wait)
-                if (stop or threading.Event()).wait(wait):
-                    raise
+                if self.stop.wait(wait):
+                    raise CancelledError("the fetch was cancelled") from None
         return action()
 
 

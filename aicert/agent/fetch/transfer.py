@@ -7,7 +7,6 @@ disk and hashed again; only the others are asked for. A file that can only be re
 is one piece of work, and starts over.
 """
 
-import errno
 import fcntl
 import hashlib
 import os
@@ -17,6 +16,7 @@ import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import NamedTuple, TypeVar
@@ -44,7 +44,6 @@ _TICK = 0.2
 _MARGIN = 64 << 20
 _LINE = re.compile(r"(\d+) (\d+) ([0-9a-f]{64})")
 _WRITE = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
-_SPACE = "free some space, or give the agent a larger disk"
 
 
 class Partial:
@@ -187,10 +186,10 @@ class Transfer:
         self._partial = partial
         self._jobs = jobs
         self._max_bytes = max_bytes
-        self._retry = retry
         self._progress = progress
         self._cancelled = cancelled
         self._stop = threading.Event()
+        self._retry = replace(retry, stop=self._stop)
         self._lock = threading.Lock()
         self._bytes = 0
         sizes = [file.size for file in files]
@@ -228,7 +227,9 @@ class Transfer:
                     if item.last:
                         found = result.sha256 if result.data is None else digest.hexdigest()
                         done.append(_checked(item.file, size, found))
-                        sealing.append(pool.submit(_sync, self._partial.tree / item.file.path))
+                        sealing.append(
+                            pool.submit(_finish, self._partial.tree / item.file.path, size)
+                        )
                         digest, size = hashlib.sha256(), 0
                 for seal in sealing:
                     self._await(seal)
@@ -263,7 +264,7 @@ class Transfer:
 
     def _do(self, work: _Work) -> _Done:
         if work.block is None:
-            return self._retry(lambda: self._stream(work.file), self._stop)
+            return self._retry(lambda: self._stream(work.file))
         return self._block(work.number, work.file, work.block)
 
     def _block(self, number: int, file: RemoteFile, block: int) -> _Done:
@@ -291,7 +292,7 @@ class Transfer:
                         raise TransientError(f"{file.path}: the source stopped before the end")
 
                 if data:
-                    self._retry(fill, self._stop)
+                    self._retry(fill)
                 _write(descriptor, data, start)
                 sha256 = hashlib.sha256(data).hexdigest()
                 self._partial.note(number, block, sha256)
@@ -341,18 +342,23 @@ def _matches(descriptor: int, start: int, data: bytearray, sha256: str) -> bool:
 
 def _write(descriptor: int, data: bytes | bytearray | memoryview, start: int) -> None:
     view = memoryview(data)
+    while view:
+        count = os.pwrite(descriptor, view, start)
+        view, start = view[count:], start + count
+
+
+def _finish(path: Path, size: int) -> None:
+    """Cut off what a damaged partial file may have too much, and put it on stable storage."""
+    descriptor = os.open(path, os.O_WRONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
     try:
-        while view:
-            count = os.pwrite(descriptor, view, start)
-            view, start = view[count:], start + count
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-            raise NoSpaceError("the disk is full", advice=_SPACE) from error
-        raise
+        os.ftruncate(descriptor, size)
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def _sync(path: Path) -> None:
-    """Put a whole file, or a folder's list of names, on stable storage."""
+    """Put a folder's list of names on stable storage."""
     descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
         os.fsync(descriptor)
@@ -403,5 +409,5 @@ def check_space(folder: Path, needed: int) -> None:
             "the disk has no room for the input",
             got=f"{free} bytes free",
             expected=f"{needed + _MARGIN} bytes",
-            advice=_SPACE,
+            advice="free some space, or give the agent a larger disk",
         )

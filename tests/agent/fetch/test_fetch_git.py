@@ -4,9 +4,10 @@ import base64
 import hashlib
 import os
 import shutil
+import ssl
 import subprocess
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -14,6 +15,7 @@ import pytest
 
 from aicert.agent.fetch import InputRequest, errors, resolve
 from tests.agent.fetch.conftest import QUICK, Bring, content
+from tests.agent.fetch.web import Page, Web, refuse
 
 GIT = {
     "PATH": os.environ["PATH"],
@@ -172,6 +174,9 @@ def test_no_hook_and_no_configuration_of_the_user_comes_into_play(
         f"[init]\n templateDir = {template.parent}\n[core]\n hooksPath = {template}\n"
         f'[url "file:///nowhere"]\n insteadOf = file://{repository.path}\n'
     )
+    elsewhere = Repository(tmp_path / "elsewhere")
+    elsewhere.git("config", "url.file:///nowhere.insteadOf", f"file://{repository.path}")
+    monkeypatch.chdir(elsewhere.path)
     monkeypatch.setenv("HOME", str(home))
     monkeypatch.setenv("GIT_CONFIG_COUNT", "1")
     monkeypatch.setenv("GIT_CONFIG_KEY_0", "url.file:///nowhere.insteadOf")
@@ -260,7 +265,7 @@ def test_many_files_and_large_ones_come_right(repository: Repository, bring: Bri
 
 def test_a_repository_that_sends_too_much_is_stopped(repository: Repository, bring: Bring) -> None:
     repository.commit(large=os.urandom(3 << 20))
-    with pytest.raises(errors.TooLargeError):
+    with pytest.raises(errors.TooLargeError, match="sends too much"):
         bring(repository.uri, max_bytes=1 << 20)
 
 
@@ -268,6 +273,24 @@ def test_a_repository_of_too_many_files_is_refused(repository: Repository, bring
     repository.commit(a="1", b="2")
     with pytest.raises(errors.TooLargeError):
         bring(repository.uri, max_files=1)
+
+
+def test_a_few_objects_that_stand_for_billions_of_files_are_refused_at_once(
+    repository: Repository, bring: Bring
+) -> None:
+    inner = repository.git("hash-object", "-w", os.devnull)
+    kind = "100644 blob"
+    for _ in range(10):
+        lines = "".join(f"{kind} {inner}\t{name}\n" for name in range(10))
+        inner = subprocess.run(
+            ["git", "mktree"], cwd=repository.path, env=GIT, check=True, capture_output=True,
+            input=lines.encode(),
+        ).stdout.decode().strip()  # fmt: skip
+        kind = "040000 tree"
+    commit = repository.git("commit-tree", inner, "-m", "why")
+    repository.git("update-ref", "refs/heads/main", commit)
+    with pytest.raises(errors.TooLargeError):
+        bring(repository.uri, max_files=1000)
 
 
 def test_repositories_of_sha256_work(tmp_path: Path, bring: Bring) -> None:
@@ -306,6 +329,7 @@ class Host(ThreadingHTTPServer):
         self.token: str | None = None
         self.failures: list[int] = []
         self.seen: list[str] = []
+        self.waits: Callable[[], object] = lambda: None
         self.uri = f"git+http://127.0.0.1:{self.server_address[1]}"
 
 
@@ -315,6 +339,7 @@ class Cgi(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         path, _, query = self.path.partition("?")
         self.server.seen.append(self.path)
+        self.server.waits()
         body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
         given = base64.b64decode(self.headers.get("Authorization", "").removeprefix("Basic "))
         status = self.server.failures.pop(0) if self.server.failures else 0
@@ -394,6 +419,48 @@ def test_a_private_repository_asks_for_the_token_and_takes_it(
 def test_a_host_that_is_down_for_a_moment_is_tried_again(host: Host, bring: Bring) -> None:
     host.failures = [503, 429]
     assert content(bring(f"{host.uri}/repository/.git").path) == {"a": b"1"}
+
+
+def test_https_does_not_fall_back_to_http(
+    host: Host,
+    bring: Bring,
+    tls: Callable[[bool], ssl.SSLContext],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    with Web(tls(True)) as safe:
+        there = f"{host.uri.removeprefix('git+')}/repository/.git/info/refs?service=git-upload-pack"
+        safe.pages["*"] = Page(b"", always=refuse(302, Location=there))
+        monkeypatch.setenv("GIT_SSL_CAINFO", str(tmp_path / "tls.crt"))
+        with pytest.raises(errors.FetchError):
+            bring(f"git+{safe.url}/repository/.git")
+        assert safe.asked
+        assert not host.seen
+
+
+def test_a_token_does_not_follow_a_redirect(host: Host, bring: Bring, web: Web) -> None:
+    there = f"{host.uri.removeprefix('git+')}/repository/.git/info/refs?service=git-upload-pack"
+    web.pages["*"] = Page(b"", always=refuse(302, Location=there))
+    with pytest.raises(errors.FetchError):
+        bring(f"git+{web.url}/repository/.git", secrets={"token": "t0p-secret"})
+    assert web.asked[0].headers["authorization"].startswith("Basic ")
+    assert not host.seen
+
+
+def test_a_transfer_that_hangs_can_be_cancelled(host: Host, bring: Bring) -> None:
+    cancelled = threading.Event()
+    release = threading.Event()
+
+    def wait() -> None:
+        cancelled.set()
+        release.wait(60)
+
+    host.waits = wait
+    try:
+        with pytest.raises(errors.CancelledError):
+            bring(f"{host.uri}/repository/.git", cancelled=cancelled)
+    finally:
+        release.set()
 
 
 def test_a_repository_that_is_not_there_is_asked_for_once(host: Host, bring: Bring) -> None:

@@ -1,15 +1,18 @@
 """Promises about fetching over HTTP, kept against a real server that misbehaves."""
 
 import hashlib
+import socket
+import ssl
 import stat
 import threading
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from aicert.agent.fetch import InputRequest, errors, resolve
+from aicert.agent.fetch import InputRequest, Retry, errors, resolve
 from tests.agent.fetch.conftest import QUICK, Bring, content, noise
-from tests.agent.fetch.web import Page, Web, change, cut, good, hang_up, refuse, squeeze
+from tests.agent.fetch.web import Handler, Page, Web, change, cut, good, hang_up, refuse, squeeze
 
 pytestmark = pytest.mark.usefixtures("small_blocks")
 
@@ -92,10 +95,10 @@ def test_retry_after_is_waited_for(web: Web, page: Page) -> None:
             return False
 
     from aicert.agent.fetch.http import Client
-    from aicert.agent.fetch.source import Retry
 
     client = Client(web.url, {})
-    found = Retry(attempts=2, first_wait=0.01)(lambda: client.probe(f"{web.url}/data.bin"), Stop())
+    retry = Retry(attempts=2, first_wait=0.01, stop=Stop())
+    found = retry(lambda: client.probe(f"{web.url}/data.bin"))
     assert found.size == len(DATA)
     assert waits == [17]
 
@@ -239,6 +242,43 @@ def test_a_redirect_to_another_kind_of_place_is_refused(
         bring(f"{web.url}/a")
 
 
+def test_https_works_and_does_not_fall_back_to_http(
+    web: Web, page: Page, bring: Bring, tls: Callable[[bool], ssl.SSLContext]
+) -> None:
+    with Web(tls(True)) as safe:
+        safe.pages["/data.bin"] = page
+        safe.pages["/moved"] = Page(b"", faults=[refuse(302, Location=f"{web.url}/data.bin")])
+        with pytest.raises(errors.RedirectError):
+            bring(f"{safe.url}/moved")
+        assert not web.asked
+        assert bring(f"{safe.url}/data.bin", secrets={"token": "t0p-secret"}).sha256 == SHA256
+
+
+def test_a_server_whose_certificate_nobody_vouches_for_is_not_asked(
+    page: Page, bring: Bring, tls: Callable[[bool], ssl.SSLContext]
+) -> None:
+    with Web(tls(False)) as unknown:
+        unknown.pages["/data.bin"] = page
+        with pytest.raises(errors.NetworkError) as caught:
+            bring(f"{unknown.url}/data.bin", secrets={"token": "t0p-secret"})
+        assert "certificate" in (caught.value.advice or "")
+        assert not isinstance(caught.value, errors.TransientError)
+        assert not unknown.asked
+
+
+@pytest.mark.parametrize(
+    ("uri", "advice"),
+    [
+        ("https://huggingface.co/datasets/owner/set", "hf://"),
+        ("https://github.com/owner/repo.git", "git+https"),
+    ],
+)
+def test_the_address_of_a_page_is_not_taken_for_data(bring: Bring, uri: str, advice: str) -> None:
+    with pytest.raises(errors.UnresolvableError) as caught:
+        bring(uri)
+    assert advice in (caught.value.advice or "")
+
+
 def test_the_token_goes_to_its_own_host_only(web: Web, page: Page, bring: Bring) -> None:
     with Web() as other:
         other.pages["/data.bin"] = page
@@ -263,6 +303,51 @@ def test_a_header_that_changes_what_is_asked_for_is_refused(
     with pytest.raises(errors.UnresolvableError, match="headers"):
         bring(f"{web.url}/data.bin", secrets={"headers": {"HOST": "elsewhere.example"}})
     assert not web.asked
+
+
+@pytest.mark.parametrize("token", ["t0p-secret\n", "t0p\u2028secret", "t0p-s\xe9cret"])
+def test_a_token_with_a_line_end_is_refused_and_not_shown(
+    web: Web, page: Page, bring: Bring, token: str
+) -> None:
+    with pytest.raises(errors.UnresolvableError) as caught:
+        bring(f"{web.url}/data.bin", secrets={"token": token})
+    assert "t0p" not in caught.value.diagnostics()
+    assert not web.asked
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("Content-Length", "\xb2"),
+        ("Content-Length", "9" * 5000),
+        ("Content-Range", "bytes 0-0/" + "9" * 5000),
+        ("Content-Range", "bytes x-y/z"),
+        ("Content-Range", "bytes 5-5/1000003"),
+        ("ETag", '"' + "x" * 5000 + '"'),
+        ("Last-Modified", "Mon, 01 Jan 0001 00:00:00 -2359"),
+        ("Last-Modified", "x" * 5000),
+        ("Retry-After", "9" * 5000),
+        ("Retry-After", "Mon, 01 Jan 0001 00:00:00 -2359"),
+        ("Location", "http://[bad"),
+        ("Location", "//"),
+        ("Location", ""),
+    ],
+)
+@pytest.mark.parametrize("status", [200, 206, 302, 416, 429])
+def test_a_hostile_header_is_an_error_of_ours_or_does_no_harm(
+    web: Web, bring: Bring, name: str, value: str, status: int
+) -> None:
+
+    def answer(handler: Handler) -> bool:
+        handler.close_connection = True
+        return refuse(status, **{name.replace("-", "_"): value})(handler)
+
+    web.pages["/data.bin"] = Page(b"", always=answer)
+    retry = Retry(attempts=2, first_wait=0.01, longest_wait=0.01)
+    try:
+        bring(f"{web.url}/data.bin", retry=retry)
+    except errors.FetchError as error:
+        assert len(error.diagnostics()) < 2000
 
 
 def test_an_input_over_its_limit_is_not_begun(
@@ -306,9 +391,20 @@ def test_a_name_that_leads_elsewhere_is_refused(
     assert not (tmp_path / "into").exists()
 
 
-def test_a_host_that_does_not_exist_is_not_tried_for_long(bring: Bring) -> None:
-    with pytest.raises(errors.NetworkError):
+def test_a_host_that_does_not_exist_is_looked_up_once(
+    bring: Bring, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = []
+
+    def unknown(host: str, *arguments: object) -> None:
+        asked.append(host)
+        raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
+
+    monkeypatch.setattr(socket, "getaddrinfo", unknown)
+    with pytest.raises(errors.NetworkError) as caught:
         bring("http://nothing.invalid/x")
+    assert "host" in (caught.value.advice or "")
+    assert asked == ["nothing.invalid"]
 
 
 def test_a_revision_is_refused_as_http_has_none(web: Web, page: Page, bring: Bring) -> None:

@@ -1,5 +1,6 @@
 """Promises about downloads that are cut, killed, cancelled or repeated."""
 
+import errno
 import hashlib
 import os
 import signal
@@ -10,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from aicert.agent.fetch import errors
+from aicert.agent.fetch import Retry, errors
 from aicert.agent.fetch.transfer import BLOCK
 from tests.agent.fetch.conftest import Bring, content, noise
 from tests.agent.fetch.web import Handler, Page, Web, cut, good, refuse
@@ -154,6 +155,32 @@ class TestResume:
         assert bring(f"{web.url}/data.bin") == first
         assert content(first.path) == {"data.bin": self.DATA}
 
+    def test_what_a_damaged_partial_file_has_too_much_is_cut_off(
+        self, web: Web, bring: Bring, cut_short: Page, tmp_path: Path
+    ) -> None:
+        with next(tmp_path.glob("partial/tree*/data.bin")).open("r+b") as file:
+            file.truncate(len(self.DATA) + 5)
+        assert content(bring(f"{web.url}/data.bin").path) == {"data.bin": self.DATA}
+
+    def test_a_disk_that_fills_up_says_so_and_the_rest_is_good(
+        self, web: Web, bring: Bring, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        web.pages["/data.bin"] = Page(self.DATA)
+        real, calls = os.pwrite, []
+
+        def full(descriptor: int, data: bytes, offset: int) -> int:
+            calls.append(offset)
+            if len(calls) == 4:
+                raise OSError(errno.ENOSPC, "No space left on device")
+            return real(descriptor, data, offset)
+
+        monkeypatch.setattr(os, "pwrite", full)
+        with pytest.raises(errors.NoSpaceError):
+            bring(f"{web.url}/data.bin", jobs=1)
+        web.asked.clear()
+        assert content(bring(f"{web.url}/data.bin").path) == {"data.bin": self.DATA}
+        assert asked_bytes(web) == 1 + len(self.DATA) - 3 * (64 << 10)
+
     def test_a_place_that_holds_something_else_is_left_alone(
         self, web: Web, bring: Bring, tmp_path: Path
     ) -> None:
@@ -197,6 +224,17 @@ class TestResume:
         web.asked.clear()
         bring(f"{web.url}/data.bin")
         assert asked_bytes(web) <= 1 + len(self.DATA) - 2 * (64 << 10)
+
+    def test_a_fetch_that_waits_to_try_again_can_be_cancelled(self, web: Web, bring: Bring) -> None:
+        cancelled = threading.Event()
+
+        def cancel(handler: Handler) -> bool:
+            cancelled.set()
+            return refuse(503, Retry_After="3600")(handler)
+
+        web.pages["/data.bin"] = Page(self.DATA, faults=[cancel] * 9)
+        with pytest.raises(errors.CancelledError):
+            bring(f"{web.url}/data.bin", cancelled=cancelled, retry=Retry(longest_wait=3600))
 
     def test_an_exception_in_the_callback_ends_the_fetch(self, web: Web, bring: Bring) -> None:
         web.pages["/data.bin"] = Page(self.DATA)

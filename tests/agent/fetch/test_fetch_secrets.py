@@ -123,6 +123,16 @@ def test_a_source_that_repeats_the_secret_is_not_quoted(web: Web, bring: Bring) 
         assert CANARY not in shown
 
 
+def test_a_source_that_gives_the_secret_back_as_its_own_is_not_quoted(
+    web: Web, bring: Bring
+) -> None:
+    web.pages["/x"] = Page(b"x", {"Content-Encoding": CANARY})
+    with pytest.raises(errors.UnresolvableError) as caught:
+        bring(f"{web.url}/x", secrets={"headers": {"X-Key": CANARY}})
+    for shown in _shown(caught.value):
+        assert CANARY not in shown
+
+
 def test_what_is_fetched_with_secrets_does_not_hold_them(web: Web, bring: Bring) -> None:
     web.pages["/x"] = Page(b"x")
     got = bring(f"{web.url}/x", secrets={"token": CANARY})
