@@ -151,6 +151,9 @@ BEFORE, AFTER = NOW - timedelta(hours=1), NOW + timedelta(hours=1)
         # an extension that is not understood
         (certify("ek", "middle"), [ROOT, certify("middle", "root", critical="1.2.3.4")]),
         (certify("ek", "middle"), [ROOT, certify("middle", "root", critical="2.5.29.30")]),
+        # a hash that is too short
+        (certify("ek", "root", hash=hashes.SHA224()), [ROOT]),
+        (certify("ek", "middle"), [ROOT, certify("middle", "root", hash=hashes.SHA224())]),
         # two CAs that vouch for each other
         (certify("ek", "low"), [certify("low", "middle"), certify("middle", "low")]),
     ],
@@ -179,6 +182,7 @@ def test_as_many_cas_as_are_allowed_are_accepted() -> None:
         {"usage": [PLATFORM]},
         {"ca": True},
         {"critical": "1.2.3.4"},
+        {"critical": "2.5.29.30"},  # and malformed
     ],
 )
 def test_a_certificate_for_another_use_is_refused(options: dict[str, Any]) -> None:

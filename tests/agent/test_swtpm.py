@@ -137,6 +137,20 @@ def test_a_failed_manufacture_says_what_the_tool_said(tmp_path: Path) -> None:
     manufacture(tmp_path / "tpm", ca)  # nothing of the failure is in the way
 
 
+def test_what_a_failed_manufacture_made_is_not_taken_for_a_tpm(
+    tmp_path: Path, factory: Factory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail_at_the_end(command: list[str], work: Path, log: Path) -> int:
+        (work / "state" / "tpm2-00.permall").write_bytes(b"half")
+        return 1
+
+    monkeypatch.setattr(module, "_run", fail_at_the_end)
+    with pytest.raises(module.ManufactureError):
+        manufacture(tmp_path, factory.ca)
+    with pytest.raises(module.StateError):
+        Swtpm(tmp_path).start()
+
+
 @pytest.mark.parametrize(
     ("missing", "package"), [("swtpm_setup", "swtpm-tools"), ("swtpm", "swtpm")]
 )
@@ -249,8 +263,10 @@ def test_a_tpm_that_does_not_answer_is_given_up(swtpm: Swtpm) -> None:
         with pytest.raises(UnreachableError):
             tpm.clock_info()
         os.kill(swtpm.pid, signal.SIGCONT)
-        with pytest.raises(UnreachableError):  # a late answer must not pass for the next one
+        with pytest.raises(UnreachableError):
             tpm.clock_info()
+    with pytest.raises(module.LostError):  # the late answer must not pass for the next one
+        swtpm.exchange(bytes.fromhex("80010000000c0000017b0008"))
     swtpm.power_cycle()
     with Tpm(swtpm.tcti) as tpm:
         tpm.clock_info()

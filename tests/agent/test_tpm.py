@@ -500,6 +500,17 @@ def test_nothing_is_left_in_the_tpm_but_the_ak(tpm: Tpm, ak: Ak, swtpm: Swtpm) -
     assert handles(swtpm, "transient") == []
 
 
+def test_a_hash_that_fails_midway_leaves_nothing(swtpm: Swtpm) -> None:
+    tap = Tap(swtpm.exchange, "SequenceUpdate")
+    with Tpm(tap) as tpm:
+        ak = tpm.create_ak()
+        tap.after = lambda response: struct.pack(">HII", 0x8001, 10, 0x101)
+        with pytest.raises(errors.FailureModeError):
+            tpm.sign(ak, b"x" * 3000)
+        assert len(handles(swtpm, "transient")) == 1
+        tpm.sign(ak, b"x" * 3000)
+
+
 def test_a_full_tpm_is_reported_as_busy(tpm: Tpm) -> None:
     tpm.create_ak()
     tpm.create_ak()

@@ -21,7 +21,12 @@ from tests.support.forger import tpm2b
 
 Exchange = Callable[[bytes], bytes]
 
-COMMAND_CODES = {"PCR_Extend": 0x182, "PCR_Read": 0x17E, "Quote": 0x158, "Sign": 0x15D}
+COMMAND_CODES = {
+    "PCR_Extend": 0x182,
+    "PCR_Read": 0x17E,
+    "Quote": 0x158,
+    "SequenceUpdate": 0x15C,
+}
 
 
 class Factory:
