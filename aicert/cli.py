@@ -6,6 +6,7 @@ Exit status: 0 done or verified; 1 refused: the check failed or the run did; 2 w
 
 import json
 import sys
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -34,6 +35,8 @@ class UnreadableError(Error):
 @click.version_option(aicert.__version__, prog_name="aicert")
 def main() -> None:
     """Make AI traceable: certify what a model was made from, and verify it offline."""
+    # The library warns of names over 64 characters, which some vendors' certificates have.
+    warnings.filterwarnings("ignore", category=UserWarning, module=r"aicert\.x509")
 
 
 @main.command()

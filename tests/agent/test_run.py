@@ -1,0 +1,487 @@
+"""The agent, whole: a real machine, a real TPM in software, real containers, over its socket."""
+
+import dataclasses
+import os
+import subprocess
+import threading
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from aicert import canonical, log, tpm2
+from aicert.agent import machine
+from aicert.agent.ca import DevelopmentCa, Enrollment
+from aicert.agent.client import AgentClient, AgentError, LostAgentError
+from aicert.agent.machine import MachineConfig, MachineHandle
+from aicert.agent.run import Run, compile_pattern, select_outputs
+from aicert.agent.service import Service
+from aicert.agent.spec import Spec, parse
+from aicert.agent.swtpm import Swtpm, manufacture
+from aicert.agent.tpm import Tpm
+from aicert.certificate import Certificate
+from aicert.manifest import File, Manifest
+from aicert.trust import TrustStore
+from aicert.verify import Assurance, Verdict, verify
+from examples.images import tiny
+
+pytestmark = pytest.mark.skipif(
+    os.geteuid() != 0, reason="machines need namespaces and containers: run the tests as root"
+)
+
+TRAIN = "cat /inputs/data/in.txt; echo w > /outputs/model.bin; printf '{\"loss\": 0.5}' > " + (
+    "/outputs/metrics.json"
+)
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the tiny image, an input, and the state of the machines."""
+    folder = tmp_path_factory.mktemp("run")
+    tiny.build(folder / "image")
+    (folder / "in.txt").write_text("hello")
+    return folder
+
+
+def spec(command: str = TRAIN, **changes: Any) -> Spec:
+    text = canonical.dumps(
+        {
+            "name": "tiny",
+            "image": "oci:image",
+            "command": ["sh", "-c", command],
+            "inputs": [{"name": "data", "uri": "file:in.txt"}],
+            **changes,
+        }
+    ).decode()
+    return parse(text, source="test.json")
+
+
+@dataclasses.dataclass
+class Live:
+    """A machine and a run on it."""
+
+    handle: MachineHandle
+    place: Path
+    run: str = dataclasses.field(default_factory=lambda: str(uuid.uuid4()))
+    events: list[dict[str, Any]] = dataclasses.field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.client: AgentClient = machine.attach(self.handle)
+
+    def job(self, made: Spec) -> dict[str, Any]:
+        return self.step("job", {"spec": made.to_json(), "base": str(self.place)})
+
+    def step(self, name: str, body: dict[str, Any] | None = None) -> dict[str, Any]:
+        return self.client.step(self.run, name, body, self.events.append)
+
+    def all(self, made: Spec) -> bytes:
+        self.job(made)
+        for name in Run.STEPS[1:]:
+            self.step(name)
+        return self.client.certificate(self.run)
+
+
+@pytest.fixture
+def config(place: Path) -> MachineConfig:
+    return MachineConfig(state=place / "state")
+
+
+@pytest.fixture
+def live(config: MachineConfig, place: Path) -> Iterator[Live]:
+    handle = machine.start(config, "run")
+    try:
+        yield Live(handle, place)
+    finally:
+        machine.destroy(handle)
+
+
+def trust(place: Path) -> TrustStore:
+    return TrustStore.builtin().with_roots(place / "state" / "ca" / "authority" / "root.pem")
+
+
+def verified(data: bytes, place: Path, model: Path | None = None) -> Verdict:
+    return verify(data, trust=trust(place), model=model, least=Assurance.SIMULATED)
+
+
+@pytest.mark.parametrize("algorithm", ["ecc", "rsa"])
+def test_a_run_ends_with_a_certificate_that_verifies_with_its_files(
+    place: Path, tmp_path: Path, algorithm: Any
+) -> None:
+    handle = machine.start(MachineConfig(state=place / "state", algorithm=algorithm), "run")
+    try:
+        live = Live(handle, place)
+        data = live.all(spec())
+        model = tmp_path / "model"
+        model.mkdir()
+        for name in ("model.bin", "metrics.json"):
+            (model / name).write_bytes(b"".join(live.client.open_file(live.run, "outputs", name)))
+        inputs = b"".join(live.client.open_file(live.run, "manifests", "data"))
+        log_bytes = b"".join(live.client.open_file(live.run, "logs", "training.log"))
+    finally:
+        machine.destroy(handle)
+    verdict = verified(data, place, model)
+    assert verdict.assurance is Assurance.SIMULATED
+    run = verdict.run
+    assert run.job.run == live.run
+    assert run.end.metrics is not None
+    assert run.end.metrics.values == {"loss": 0.5}
+    assert canonical.sha256(canonical.loads(inputs, max_bytes=1 << 20)) == run.inputs[0].manifest
+    assert log_bytes == b"hello"
+    assert {"type": "log", "stream": "stdout", "line": "hello"} in live.events
+    assert not handle.directory.exists()
+
+
+def test_two_runs_give_two_certificates_and_equal_weights(
+    config: MachineConfig, place: Path
+) -> None:
+    made = []
+    for _ in range(2):
+        handle = machine.start(config, "run")
+        try:
+            made.append(Certificate.parse(Live(handle, place).all(spec())))
+        finally:
+            machine.destroy(handle)
+    one, two = made
+    assert one.digest != two.digest
+    roots = {log.parse_run(c.records).outputs.manifest.root for c in made}
+    assert len(roots) == 1
+
+
+def test_openssl_accepts_the_chain_and_the_signature(
+    live: Live, place: Path, tmp_path: Path
+) -> None:
+    certificate = Certificate.parse(live.all(spec()))
+    for name, der in zip(("leaf", "ca", "root"), certificate.attestation_key.chain, strict=True):
+        (tmp_path / f"{name}.der").write_bytes(der)
+        subprocess.run(
+            ["openssl", "x509", "-inform", "DER", "-in", tmp_path / f"{name}.der", "-out",
+             tmp_path / f"{name}.pem"],
+            check=True,
+        )  # fmt: skip
+    subprocess.run(
+        ["openssl", "verify", "-x509_strict", "-CAfile", tmp_path / "root.pem", "-untrusted",
+         tmp_path / "ca.pem", tmp_path / "leaf.pem"],
+        check=True,
+    )  # fmt: skip
+    key = subprocess.run(
+        ["openssl", "x509", "-in", tmp_path / "leaf.pem", "-noout", "-pubkey"],
+        check=True,
+        capture_output=True,
+    ).stdout
+    (tmp_path / "key.pem").write_bytes(key)
+    (tmp_path / "signed").write_bytes(certificate.signed_bytes)
+    (tmp_path / "signature").write_bytes(certificate.signature)
+    quote = certificate.quote
+    (tmp_path / "message").write_bytes(quote.message)
+    (tmp_path / "quote").write_bytes(tpm2.parse_signature(quote.signature).encoded)
+    for data, signature in (("signed", "signature"), ("message", "quote")):
+        subprocess.run(
+            ["openssl", "dgst", "-sha256", "-verify", tmp_path / "key.pem", "-signature",
+             tmp_path / signature, tmp_path / data],
+            check=True,
+        )  # fmt: skip
+
+
+def test_a_step_out_of_order_is_refused(live: Live) -> None:
+    with pytest.raises(AgentError) as caught:
+        live.step("fetch")
+    assert caught.value.code == "run.order"
+    live.job(spec())
+    with pytest.raises(AgentError) as caught:
+        live.step("train")
+    assert caught.value.code == "run.order"
+    live.step("fetch")  # the run goes on
+
+
+def test_a_step_asked_for_again_returns_the_record_that_it_made(live: Live) -> None:
+    first = live.job(spec())
+    assert live.job(spec(name="other")) == first
+    fetched = live.step("fetch")
+    assert live.step("fetch") == fetched
+    health = live.client.health()
+    assert health["steps"] == {"job": "done", "fetch": "done"}
+
+
+def test_a_step_that_is_running_can_be_joined_from_its_first_line(live: Live) -> None:
+    live.job(spec("echo first; sleep 2; echo last; echo x > /outputs/x"))
+    for name in ("fetch", "image"):
+        live.step(name)
+    seen: list[list[str]] = [[], []]
+    records: list[Any] = [None, None]
+
+    def follow(index: int) -> None:
+        with machine.attach(live.handle) as client:
+            records[index] = client.step(
+                live.run, "train", {}, lambda e: seen[index].append(str(e.get("line")))
+            )
+
+    threads = [threading.Thread(target=follow, args=(index,)) for index in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert records[0] == records[1]
+    assert seen[0] == seen[1] == ["first", "last"]
+
+
+def test_the_agent_serves_one_run(live: Live) -> None:
+    live.job(spec())
+    with pytest.raises(AgentError) as caught:
+        live.client.step(str(uuid.uuid4()), "job", {"spec": spec().to_json()})
+    assert caught.value.code == "run.busy"
+
+
+def test_a_step_that_failed_before_measuring_may_be_tried_again(live: Live, place: Path) -> None:
+    live.job(spec(inputs=[{"name": "data", "uri": "file:later.txt"}]))
+    with pytest.raises(AgentError) as caught:
+        live.step("fetch")
+    assert caught.value.code == "fetch.not-found"
+    assert not caught.value.final
+    (place / "later.txt").write_text("here now")
+    try:
+        assert live.step("fetch")["summary"]["inputs"][0]["size"] == 8
+    finally:
+        (place / "later.txt").unlink()
+
+
+def test_an_input_with_another_digest_stops_the_run_and_names_the_file(live: Live) -> None:
+    live.job(spec(inputs=[{"name": "data", "uri": "file:in.txt", "sha256": "00" * 32}]))
+    with pytest.raises(AgentError) as caught:
+        live.step("fetch")
+    assert caught.value.code == "fetch.digest-mismatch"
+    assert "in.txt" in caught.value.diagnostics()
+    assert caught.value.expected is not None
+    with pytest.raises(AgentError) as caught:
+        live.client.certificate(live.run)
+    assert caught.value.code == "run.unknown"
+
+
+def test_a_failed_training_ends_the_run_for_good(live: Live) -> None:
+    live.job(spec("echo why it failed; exit 7"))
+    for name in ("fetch", "image"):
+        live.step(name)
+    with pytest.raises(AgentError) as caught:
+        live.step("train")
+    assert caught.value.code == "training.exit"
+    assert caught.value.final
+    assert "why it failed" in caught.value.diagnostics()
+    for name, code in (("train", "run.spent"), ("outputs", "run.spent")):
+        with pytest.raises(AgentError) as caught:
+            live.step(name)
+        assert caught.value.code == code
+
+
+def test_a_missing_output_is_named_with_what_was_written(live: Live) -> None:
+    live.job(spec("echo x > /outputs/wrong.bin", outputs=["*.safetensors"]))
+    for name in ("fetch", "image", "train"):
+        live.step(name)
+    with pytest.raises(AgentError) as caught:
+        live.step("outputs")
+    assert caught.value.code == "run.outputs"
+    assert (caught.value.got, caught.value.expected) == ("wrong.bin", "*.safetensors")
+
+
+def test_a_link_among_the_outputs_is_refused(live: Live) -> None:
+    live.job(spec("ln -s /etc/passwd /outputs/model.bin"))
+    for name in ("fetch", "image", "train"):
+        live.step(name)
+    with pytest.raises(AgentError) as caught:
+        live.step("outputs")
+    assert caught.value.code == "manifest.link"
+
+
+@pytest.mark.parametrize(
+    "content", ['{"a": [1]}', "not json", '{"a": 1, "a": 2}', '{"a": NaN}', "[1]"]
+)
+def test_metrics_that_cannot_be_taken_are_left_out_with_a_warning(live: Live, content: str) -> None:
+    live.job(spec(f"printf '%s' '{content}' > /outputs/metrics.json"))
+    for name in ("fetch", "image"):
+        live.step(name)
+    record = live.step("train")
+    assert record["summary"]["metrics"] is None
+    assert "metrics.json" in record["summary"]["warning"]
+    assert any("warning" in str(event.get("line")) for event in live.events)
+
+
+def test_cancelling_stops_the_training_and_the_run(live: Live) -> None:
+    live.job(spec("echo started; sleep 600"))
+    for name in ("fetch", "image"):
+        live.step(name)
+
+    def cancel_when_started(event: dict[str, Any]) -> None:
+        if event.get("line") == "started":
+            with machine.attach(live.handle) as other:
+                other.cancel(live.run)
+
+    with pytest.raises(AgentError) as caught:
+        live.client.step(live.run, "train", {}, cancel_when_started)
+    assert caught.value.code == "training.cancelled"
+    assert caught.value.final
+
+
+@pytest.mark.parametrize(
+    ("kind", "path"),
+    [
+        ("outputs", "model.bin"),
+        ("outputs", "../training.log"),
+        ("outputs", "%2e%2e/training.log"),
+        ("logs", "../../agent.log"),
+        ("manifests", "../ca"),
+        ("state", "x"),
+    ],
+)
+def test_only_the_runs_own_files_are_served(live: Live, kind: str, path: str) -> None:
+    live.job(spec())
+    with pytest.raises(AgentError) as caught:
+        list(live.client.open_file(live.run, kind, path))
+    assert caught.value.code in ("run.unknown", "agent.http")
+
+
+def test_the_key_cannot_be_certified_anew_once_the_run_has_begun(live: Live) -> None:
+    live.job(spec())
+    with pytest.raises(AgentError) as caught:
+        live.client.set_ak_certificate([b"anything"])
+    assert caught.value.code == "run.order"
+    with pytest.raises(AgentError) as caught:
+        live.client.activate(b"x", b"y")
+    assert caught.value.code == "run.order"
+
+
+def test_a_spec_with_a_mistake_is_refused_by_the_agent_too(live: Live) -> None:
+    wrong = {**spec().to_json(), "limits": {"memory": -1}}
+    with pytest.raises(AgentError) as caught:
+        live.step("job", {"spec": wrong})
+    assert caught.value.code == "spec.invalid"
+
+
+def test_a_body_that_is_too_large_or_not_json_is_refused(live: Live) -> None:
+    http = live.client._http
+    for content in (b"x" * (5 << 20), b"{", b'{"a":1,"a":2}', b"[1]"):
+        response = http.post(f"/runs/{live.run}/steps/job", content=content)
+        assert response.status_code == 409
+        assert "code" in response.json()["error"]
+
+
+def test_a_dead_agent_is_a_lost_agent(config: MachineConfig, place: Path) -> None:
+    handle = machine.start(config, "run")
+    live = Live(handle, place)
+    machine.destroy(handle)
+    with pytest.raises(LostAgentError):
+        live.client.health()
+
+
+def test_the_socket_and_its_folder_are_the_owners_alone(live: Live) -> None:
+    assert live.handle.socket.stat().st_mode & 0o777 == 0o600
+    assert live.handle.directory.stat().st_mode & 0o777 == 0o700
+
+
+def test_a_killed_machine_is_swept_by_the_next_start(config: MachineConfig, place: Path) -> None:
+    handle = machine.start(config, "run")
+    live = Live(handle, place)
+    live.job(spec())
+    live.step("fetch")
+    with machine._lock:
+        process, lifeline = machine._started.pop(handle.id)
+    process.kill()
+    process.wait()
+    os.close(lifeline)
+    assert handle.directory.exists()
+    deadline = time.monotonic() + 10
+    while machine._held(handle.directory):  # the kernel ends the namespace on its own time
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    after = machine.start(config, "run")
+    try:
+        assert not handle.directory.exists()
+        assert after.directory.exists()
+    finally:
+        machine.destroy(after)
+
+
+# -- within one process, where the TPM can be reached behind the agent's back --------------------
+
+
+@pytest.fixture
+def inside(place: Path, short_tmp: Path) -> Iterator[tuple[Swtpm, Tpm, Service]]:
+    ca = DevelopmentCa.open_or_create(place / "state" / "ca")
+    manufacture(short_tmp / "tpm", ca)
+    with Swtpm(short_tmp / "tpm") as device, Tpm(device.tcti) as tpm:
+        service = Service(tpm, state=short_tmp / "run")
+        enrollment = Enrollment(ca, ca.ek_roots)
+        challenge = enrollment.begin(service.identity())
+        secret = service.activate(challenge.credential_blob, challenge.encrypted_secret)
+        service.set_chain(tuple(enrollment.finish(secret)))
+        yield device, tpm, service
+        service.close()
+
+
+def advance(
+    service: Service, place: Path, between: Callable[[], None] = lambda: None
+) -> dict[str, Any]:
+    """Do every step, with something happening before the quote; return the last message."""
+    run = str(uuid.uuid4())
+    message: dict[str, Any] = {}
+    for name in Run.STEPS:
+        if name == "quote":
+            between()
+        body = {"spec": spec().to_json(), "base": str(place)} if name == "job" else {}
+        message = list(service.start(run, name, body).follow())[-1]
+    return message
+
+
+def test_a_pcr_extended_by_somebody_else_fails_the_run(
+    inside: tuple[Swtpm, Tpm, Service], place: Path
+) -> None:
+    _, tpm, service = inside
+    message = advance(service, place, lambda: tpm.extend(4, b"\x07" * 32))
+    assert message["error"]["code"] == "run.tpm-reset"
+    assert "PCR 4" in message["error"]["message"]
+
+
+def test_a_tpm_that_was_reset_fails_the_run(
+    inside: tuple[Swtpm, Tpm, Service], place: Path
+) -> None:
+    device, _, service = inside
+    message = advance(service, place, device.power_cycle)
+    assert message["type"] == "error"
+    assert message["error"]["code"].startswith(("tpm.", "run.tpm-reset"))
+
+
+def test_without_a_certificate_for_its_key_no_run_begins(place: Path, short_tmp: Path) -> None:
+    ca = DevelopmentCa.open_or_create(place / "state" / "ca")
+    manufacture(short_tmp / "tpm", ca)
+    with Swtpm(short_tmp / "tpm") as device, Tpm(device.tcti) as tpm:
+        service = Service(tpm, state=short_tmp / "run")
+        with pytest.raises(Exception, match="no certificate"):
+            service.start(str(uuid.uuid4()), "job", {})
+
+
+# -- pure parts --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("pattern", "yes", "no"),
+    [
+        ("**", ["a", "a/b", "a/b/c"], []),
+        ("*", ["a", "b.c"], ["a/b"]),
+        ("*.bin", ["x.bin", ".bin"], ["x.bin/y", "a/x.bin", "xbin"]),
+        ("**/*.bin", ["x.bin", "a/x.bin", "a/b/x.bin"], ["x.txt"]),
+        ("a/**", ["a/b", "a/b/c"], ["a", "b/a"]),
+        ("a?c", ["abc"], ["a/c", "ac"]),
+        ("a.b", ["a.b"], ["aXb"]),
+    ],
+)
+def test_patterns_match_as_people_expect(pattern: str, yes: list[str], no: list[str]) -> None:
+    expression = compile_pattern(pattern)
+    assert all(expression.fullmatch(path) for path in yes)
+    assert not any(expression.fullmatch(path) for path in no)
+
+
+def test_what_no_pattern_names_is_left_out_and_told() -> None:
+    files = [File(name, 0, "00" * 32) for name in ("a.bin", "b.txt")]
+    chosen, left = select_outputs(Manifest.of(files), ("*.bin",))
+    assert [file.path for file in chosen.files] == ["a.bin"]
+    assert left == ["b.txt"]
