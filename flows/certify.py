@@ -104,12 +104,13 @@ def _state_of(machine: object) -> Path:
 def certify(
     spec: Spec | None = None,
     spec_file: str | None = None,
+    base: str | None = None,
     machine: LocalMachine | HostMachine | None = None,
     store: FolderStore | FsspecStore | None = None,
     credentials: InputCredentials | None = None,
     policy: VerificationPolicy | None = None,
     publish_weights: bool = False,
-) -> Any:
+) -> dict[str, Any]:
     """Run a training on a machine with a TPM, and publish a certificate of it.
 
     The certificate binds the outputs to the data, code, container and software that made them.
@@ -118,6 +119,8 @@ def certify(
         spec: What to train, by fields. Choose this or a spec file.
         spec_file: What to train: the path of a YAML or JSON file, as the worker sees it. Relative
             paths in it start from its folder.
+        base: For a spec by fields: the folder on the worker that its relative paths start from.
+            None: such a spec reads no files of the worker.
         machine: Where to train. None is a machine on the worker's host with a software TPM, for
             trying things out.
         store: Where to publish. None is the folder ~/.local/state/aicert/store of the worker's
@@ -130,10 +133,10 @@ def certify(
     """
     try:
         with failing_as("spec"):
-            chosen, base = choose_spec(spec, spec_file)
+            chosen, folder = choose_spec(spec, spec_file, base)
         return perform(
             chosen,
-            base,
+            folder,
             machine=machine or LocalMachine(),
             store=store or FolderStore(folder=machines.default_state() / "store"),
             secrets=credentials.for_spec(chosen) if credentials else {},
@@ -142,10 +145,12 @@ def certify(
         )
     except StepError as error:
         # Returned, not raised: so the state's message is the whole story and nothing else.
-        return Failed(message=str(error), data=error)
+        return Failed(message=str(error), data=error.with_traceback(None))  # type: ignore[return-value]
 
 
-def choose_spec(spec: Spec | None, spec_file: str | None) -> tuple[Spec, str | None]:
+def choose_spec(
+    spec: Spec | None, spec_file: str | None, base: str | None = None
+) -> tuple[Spec, str | None]:
     """Return the spec and the folder that its relative paths start from.
 
     Raises:
@@ -159,7 +164,7 @@ def choose_spec(spec: Spec | None, spec_file: str | None) -> tuple[Spec, str | N
             advice="fill in one of the two",
         )
     if spec is not None:
-        return spec, None
+        return spec, base
     assert spec_file is not None
     path = Path(spec_file).expanduser().absolute()
     return specs.load(path), str(path.parent)

@@ -1,7 +1,7 @@
 """One run of the flow in this process, with the blocks that a command line describes."""
 
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 from blocks import FolderStore, FsspecStore, LocalMachine
 from flows.certify import certify
@@ -25,10 +25,9 @@ def run(
         StepError: a step failed.
     """
     folder = "://" not in store
-    result = certify(
+    return certify(
         spec_file=str(spec.absolute()),
         machine=LocalMachine(state=state, algorithm=algorithm, engine=engine),
         store=FolderStore(folder=Path(store).absolute()) if folder else FsspecStore(url=store),
         publish_weights=weights,
     )
-    return cast("dict[str, Any]", result)

@@ -5,18 +5,17 @@ from contextlib import suppress
 from typing import Any
 
 from prefect import task
-from prefect.cache_policies import NO_CACHE
 
 from aicert.agent import machine
 from aicert.agent.machine import MachineHandle
 from aicert.errors import Error
-from tasks.reporting import announced
+from tasks.reporting import OPTIONS, announced
 
 STEP = "destroy"
 CANCEL_SECONDS = 1.0
 
 
-@task(name=STEP, task_run_name=STEP, cache_policy=NO_CACHE, persist_result=False)
+@task(name=STEP, task_run_name=STEP, **OPTIONS)
 def destroy(handle: dict[str, Any], run: str, *, keep: bool = False) -> dict[str, Any]:
     """End the machine and remove its folder (unless `keep`); nothing happens where it is gone."""
     with announced(STEP):

@@ -3,24 +3,15 @@
 from typing import Any
 
 from prefect import task
-from prefect.cache_policies import NO_CACHE
 
-from tasks.reporting import RETRY_DELAYS, announced, may_retry, show
+from tasks.reporting import OPTIONS, announced, show
 from tasks.steps import perform
 from tasks.words import code, key_values, measured, stands
 
 STEP = "image"
 
 
-@task(
-    name=STEP,
-    task_run_name=STEP,
-    cache_policy=NO_CACHE,
-    persist_result=False,
-    retries=len(RETRY_DELAYS),
-    retry_delay_seconds=RETRY_DELAYS,
-    retry_condition_fn=may_retry,
-)
+@task(name=STEP, task_run_name=STEP, **OPTIONS)
 def image(
     handle: dict[str, Any], run: str, *, name: str, secrets: dict[str, dict[str, Any]]
 ) -> dict[str, Any]:

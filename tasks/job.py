@@ -3,17 +3,16 @@
 from typing import Any
 
 from prefect import task
-from prefect.cache_policies import NO_CACHE
 
 from aicert.card import duration, size
-from tasks.reporting import announced, show
+from tasks.reporting import OPTIONS, announced, show
 from tasks.steps import perform
 from tasks.words import code, key_values, measured, stands, text
 
 STEP = "job"
 
 
-@task(name=STEP, task_run_name=STEP, cache_policy=NO_CACHE, persist_result=False)
+@task(name=STEP, task_run_name=STEP, **OPTIONS)
 def job(
     handle: dict[str, Any], run: str, *, spec: dict[str, Any], base: str | None
 ) -> dict[str, Any]:

@@ -3,10 +3,9 @@
 from typing import Any
 
 from prefect import task
-from prefect.cache_policies import NO_CACHE
 
 from aicert.card import size
-from tasks.reporting import announced, show
+from tasks.reporting import OPTIONS, announced, show
 from tasks.steps import perform
 from tasks.words import code, count, key_values, measured, stands, table
 
@@ -14,7 +13,7 @@ STEP = "outputs"
 _ROWS = 50
 
 
-@task(name=STEP, task_run_name=STEP, cache_policy=NO_CACHE, persist_result=False)
+@task(name=STEP, task_run_name=STEP, **OPTIONS)
 def outputs(handle: dict[str, Any], run: str, *, name: str) -> dict[str, Any]:
     """Have the agent hash the outputs that the spec names."""
     with announced(STEP):

@@ -5,18 +5,17 @@ import json
 from typing import Any
 
 from prefect import runtime, task
-from prefect.cache_policies import NO_CACHE
 
 from aicert import tpm2
 from aicert.agent import machine
 from aicert.agent.machine import MachineConfig
-from tasks.reporting import announced, failing_as, show
+from tasks.reporting import OPTIONS, announced, failing_as, show
 from tasks.words import code, key_values, text
 
 STEP = "provision"
 
 
-@task(name=STEP, task_run_name=STEP, cache_policy=NO_CACHE, persist_result=False)
+@task(name=STEP, task_run_name=STEP, **OPTIONS)
 def provision(config: MachineConfig, run: str, *, name: str) -> dict[str, Any]:
     """Start a machine for the run and return its handle, which `attach` and `destroy` take.
 
@@ -64,4 +63,6 @@ def provision(config: MachineConfig, run: str, *, name: str) -> dict[str, Any]:
         except BaseException:
             machine.destroy(handle)
             raise
-    return handle.to_json()
+    # Copied: Prefect takes every string in a result for a trace of it, the run's id included.
+    value: dict[str, Any] = json.loads(json.dumps(handle.to_json()))
+    return value

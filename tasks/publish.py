@@ -5,7 +5,6 @@ from functools import partial
 from typing import Any
 
 from prefect import task
-from prefect.cache_policies import NO_CACHE
 
 from aicert import card
 from aicert.agent import machine
@@ -17,7 +16,7 @@ from aicert.errors import Error
 from aicert.log import Run
 from blocks import CertificateStore, VerificationPolicy
 from tasks import reporting
-from tasks.reporting import RETRY_DELAYS, Live, announced, failing_as, may_retry
+from tasks.reporting import OPTIONS, Live, announced, failing_as
 from tasks.words import block, count, key_values
 
 STEP = "publish"
@@ -29,15 +28,7 @@ class WrongCertificateError(Error):
     code = "publish.wrong-certificate"
 
 
-@task(
-    name=STEP,
-    task_run_name=STEP,
-    cache_policy=NO_CACHE,
-    persist_result=False,
-    retries=len(RETRY_DELAYS),
-    retry_delay_seconds=RETRY_DELAYS,
-    retry_condition_fn=may_retry,
-)
+@task(name=STEP, task_run_name=STEP, **OPTIONS)
 def publish(
     handle: dict[str, Any],
     run: str,

@@ -3,16 +3,15 @@
 from typing import Any
 
 from prefect import task
-from prefect.cache_policies import NO_CACHE
 
-from tasks.reporting import announced, show
+from tasks.reporting import OPTIONS, announced, show
 from tasks.steps import perform
 from tasks.words import key_values, measured
 
 STEP = "quote"
 
 
-@task(name=STEP, task_run_name=STEP, cache_policy=NO_CACHE, persist_result=False)
+@task(name=STEP, task_run_name=STEP, **OPTIONS)
 def quote(handle: dict[str, Any], run: str, *, name: str) -> dict[str, Any]:
     """Have the agent build the statement from its log, sign it, and make the certificate."""
     with announced(STEP):

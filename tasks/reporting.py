@@ -17,6 +17,7 @@ from prefect.artifacts import (
     create_progress_artifact,
     update_progress_artifact,
 )
+from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State, TaskRun
 from prefect.exceptions import MissingContextError
 from prefect.logging import get_logger, get_run_logger
@@ -79,9 +80,9 @@ class StepError(Error):
         return (_step_error, (self.step, self.error, self.tail, self.transient))
 
     def diagnostics(self) -> str:
-        """Return the failure and, after a training's, its last lines."""
+        """Return the failure and, after a training's, its last lines, if it has none yet."""
         text = f"{self.step}: {self.error.diagnostics()}"
-        if self.tail:
+        if self.tail and self.tail[-1] not in text:
             text += "\n  the training's last lines:\n" + "\n".join(f"    {x}" for x in self.tail)
         return text
 
@@ -94,6 +95,17 @@ def may_retry(task: Task[..., Any], run: TaskRun, state: State[Any]) -> bool:  #
     """Tell whether a task that failed may be tried again: only after a transient error."""
     del task, run
     return isinstance(state.data, StepError) and state.data.transient
+
+
+OPTIONS: dict[str, Any] = {
+    "cache_policy": NO_CACHE,
+    "persist_result": False,
+    "retries": len(RETRY_DELAYS),
+    "retry_delay_seconds": RETRY_DELAYS,
+    "retry_condition_fn": may_retry,
+}
+"""How every step runs. A measurement is never cached; and whether a step is tried again is for
+`may_retry` to say, which knows no failed training, no wrong digest and no failed quote that may."""
 
 
 def is_transient(error: Error) -> bool:
@@ -181,6 +193,8 @@ def announced(step: str) -> Iterator[None]:
         yield
     except BaseException as error:
         code = error.code if isinstance(error, Error) else type(error).__name__
+        if isinstance(error, StepError):
+            logger().error("%s", error)
         _tell(lambda listener: listener.step(step, "failed", code))
         raise
     _tell(lambda listener: listener.step(step, "done"))

@@ -3,17 +3,16 @@
 from typing import Any
 
 from prefect import task
-from prefect.cache_policies import NO_CACHE
 
 from aicert.card import duration
-from tasks.reporting import announced, show
+from tasks.reporting import OPTIONS, announced, show
 from tasks.steps import perform
 from tasks.words import code, key_values, measured, stands, table, text
 
 STEP = "train"
 
 
-@task(name=STEP, task_run_name=STEP, cache_policy=NO_CACHE, persist_result=False)
+@task(name=STEP, task_run_name=STEP, **OPTIONS)
 def train(handle: dict[str, Any], run: str, *, name: str) -> dict[str, Any]:
     """Have the agent run the training; what it prints goes to the run's log, line by line.
 

@@ -5,20 +5,19 @@ from typing import Any
 from urllib.parse import unquote, urlsplit
 
 from prefect import task
-from prefect.cache_policies import NO_CACHE
 
 from aicert import card
 from aicert.card import clean
 from aicert.certificate import Certificate
 from blocks import CertificateStore, VerificationPolicy
 from tasks import reporting
-from tasks.reporting import announced, failing_as
+from tasks.reporting import OPTIONS, announced, failing_as
 from tasks.words import block, command_block, key, key_values
 
 STEP = "verify"
 
 
-@task(name=STEP, task_run_name=STEP, cache_policy=NO_CACHE, persist_result=False)
+@task(name=STEP, task_run_name=STEP, **OPTIONS)
 def verify(
     published: dict[str, Any],
     *,
