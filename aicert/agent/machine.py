@@ -89,6 +89,15 @@ class MachineConfig:
     ek_roots: Path | None = None
     keep: bool = False
 
+    @property
+    def ca(self) -> Path:
+        """The folder of the CA that certifies this machine's attestation keys.
+
+        Hardware and software TPMs have one each: a verifier that pins the first as `hardware` must
+        not thereby trust the second.
+        """
+        return self.state / ("ca" if self.kind == "local" else "host-ca")
+
 
 @dataclass(frozen=True, slots=True)
 class MachineHandle:
@@ -158,7 +167,7 @@ def start(config: MachineConfig, run: str) -> MachineHandle:
         lock = os.open(directory / "lock", os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
         fcntl.flock(lock, fcntl.LOCK_EX)
     try:
-        ca = DevelopmentCa.open_or_create(config.state / "ca")
+        ca = DevelopmentCa.open_or_create(config.ca)
         tpm = config.tcti
         if config.kind == "local":
             swtpm.manufacture(directory / "tpm", ca)
