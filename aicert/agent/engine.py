@@ -303,6 +303,9 @@ class Engine:
             if stopped:
                 self._stop(container)
 
+        # conmon leaves this file where it stands when the kernel ran out of the container's memory.
+        out_of_memory = self.directory / "oom"
+        out_of_memory.unlink(missing_ok=True)
         try:
             process = subprocess.Popen(
                 [*self._base(), *self._start_command(container)],
@@ -329,7 +332,7 @@ class Engine:
             raise _no_program(log.tail or prepared.spec.command[0])
         if code == 127 and not log.size:
             raise _no_program(log.tail or prepared.spec.command[0])
-        if code == 137 or state.get("OOMKilled") or (self.directory / "oom").exists():
+        if code == 137 or state.get("OOMKilled") or out_of_memory.exists():
             raise OutOfMemoryError(
                 "the training was killed, most likely because it used more memory than its limit",
                 got=f"exit status {code}",
@@ -386,7 +389,7 @@ class Engine:
                 capture_output=True,
                 timeout=_COMMAND_SECONDS,
                 env=self._environment(),
-                cwd=self.directory,  # conmon leaves a file named `oom` where it stands
+                cwd=self.directory,
                 check=False,
             )
         except subprocess.TimeoutExpired as caught:
