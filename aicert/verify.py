@@ -9,10 +9,9 @@ trusted: the roots and the policy that the caller passes in.
 """
 
 import hashlib
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
-from datetime import datetime
-from enum import IntEnum
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -24,10 +23,12 @@ from cryptography.hazmat.primitives.asymmetric.utils import (
     encode_dss_signature,
 )
 
-from aicert import log, manifest, statement, tpm2, x509
+from aicert import log, manifest, reference, statement, timestamp, tpm2, x509
+from aicert.assurance import Assurance as Assurance
 from aicert.certificate import Certificate, Quote
 from aicert.errors import Error
 from aicert.events import format_time
+from aicert.policy import Facts, Policy, RuleResult, enforce
 from aicert.trust import TrustStore
 
 REQUIRED_PCRS = frozenset(range(16))
@@ -112,25 +113,13 @@ class AlteredFileError(FilesError):
     code = "files.altered"
 
 
-class Assurance(IntEnum):
-    """How much the root of trust is worth; each level includes the ones before it."""
-
-    SIMULATED = 1
-    HARDWARE = 2
-    MEASURED = 3
-    CONFIDENTIAL = 4
-
-    def __str__(self) -> str:
-        """Return the word that certificates and policies use."""
-        return self.name.lower()
-
-
 @dataclass(frozen=True, slots=True)
 class Verdict:
     """What was proved about a certificate. It exists only where every check passed.
 
-    `certificate_digest` is the SHA-256 of the file; `model` is the manifest of the folder that
-    was checked, or None where only the certificate was.
+    `certificate_digest` is the SHA-256 of the file; `boot` what the boot measurements show, `times`
+    what bounds the time; `rules` are the outcomes of the policy's rules; `model` is the manifest of
+    the folder that was checked, or None where only the certificate was.
     """
 
     certificate: Certificate
@@ -140,6 +129,10 @@ class Verdict:
     chain: x509.ChainInfo
     pcrs: Mapping[int, bytes]
     assurance: Assurance
+    boot: reference.BootResult
+    times: timestamp.TimeBounds
+    policy: Policy
+    rules: tuple[RuleResult, ...]
     model: manifest.Manifest | None
     proved: tuple[str, ...] = field(repr=False)
     not_proved: tuple[str, ...] = field(repr=False)
@@ -151,16 +144,26 @@ def verify(
     trust: TrustStore,
     model: Path | None = None,
     ignore: Collection[str] = (),
-    least: Assurance = Assurance.HARDWARE,
+    policy: Policy | None = None,
+    least: Assurance | None = None,
+    references: Iterable[bytes] = (),
+    timestamp_roots: Iterable[timestamp.Authority] = (),
+    now: datetime | None = None,
 ) -> Verdict:
     """Verify a certificate and, where given, the folder with the files that it names.
 
     Args:
         data: the certificate file, at most `certificate.MAX_BYTES` bytes.
-        trust: the roots that may vouch for a TPM.
+        trust: the roots that may vouch for a TPM; the policy may bring more.
         model: the folder with the weights; every certified file must be there, and no other.
         ignore: paths in that folder that may be there besides (the certificate itself, a README).
-        least: refuse what is worth less; by default a software TPM is refused.
+        policy: what is demanded beyond truth; by default `Policy.default()`.
+        least: refuse what is worth less, besides the policy; where neither is given a software TPM
+            is refused.
+        references: signed reference values of machine images, besides the policy's own; a rule of
+            the policy must name their signers.
+        timestamp_roots: roots of timestamp authorities to believe, besides the policy's own.
+        now: the time (UTC) for rules about age; by default this machine's.
 
     Returns:
         The verdict; getting one means that every check passed.
@@ -169,6 +172,13 @@ def verify(
         Error: the first check that failed, with its stable code, what was found, what was
             expected, and advice.
     """
+    if policy is None:
+        policy = Policy.default(Assurance.HARDWARE if least is None else least)
+    elif least is not None:
+        policy = Policy.all_of([policy, Policy.default(least)])
+    trust = policy.trust_store(trust)
+    known_references = policy.references(references)
+
     # 1. Parse strictly. Whatever is not exactly a certificate in canonical form goes no further;
     #    each log record's digest is recomputed from its event.
     certificate = Certificate.parse(data)
@@ -223,19 +233,19 @@ def verify(
             advice="do not use this certificate: what it claims was not measured",
         )
 
-    # 9. How much that is worth.
-    assurance = _assess(chain)
+    # 9. How much that is worth. The boot log replays to the baseline, and the boot is that of a
+    #    published image, or not; and what bounds the time.
+    boot = reference.check_boot(
+        certificate.boot_event_log, certificate.baseline_quote.pcrs, known_references
+    )
+    authorities = policy.timestamp_roots(timestamp_roots)
+    bounds = timestamp.bounds(certificate, run, chain, authorities)
+    assurance = _assess(chain, boot)
 
-    # 10. Policy.
-    if assurance < least:
-        raise AssuranceError(
-            "the certificate is worth less than is asked for",
-            got=f"{assurance}: {_WORTH[assurance]}",
-            expected=f"at least {least}",
-            advice="pass --allow-simulated to accept a software TPM, for instance for the demo"
-            if assurance is Assurance.SIMULATED
-            else "ask the builder for a run on a machine with more assurance",
-        )
+    # 10. Policy: every rule is tried; the first that fails is raised, and names the others.
+    facts = Facts(run, chain.pin, assurance, boot, bounds, now or datetime.now(UTC))
+    results = policy.check(facts)
+    enforce(results)
 
     # 11. The files on disk are the certified ones: each is there and equal, and there is no other.
     checked = None if model is None else check_files(run.outputs.manifest, model, ignore)
@@ -249,24 +259,14 @@ def verify(
         chain=chain,
         pcrs=dict(certificate.quote.pcrs),
         assurance=assurance,
+        boot=boot,
+        times=bounds,
+        policy=policy,
+        rules=results,
         model=checked,
-        proved=_proved(run, chain, checked),
-        not_proved=_not_proved(run, assurance, checked),
+        proved=_proved(run, chain, boot, bounds, checked),
+        not_proved=_not_proved(run, assurance, boot, bounds, checked),
     )
-
-
-class AssuranceError(VerifyError):
-    """The certificate is worth less than the policy asks for."""
-
-    code = "policy.assurance"
-
-
-_WORTH = {
-    Assurance.SIMULATED: "a software TPM, which proves nothing against whoever ran it",
-    Assurance.HARDWARE: "a TPM that a pinned vendor or cloud root vouches for",
-    Assurance.MEASURED: "the boot measurements match a published image",
-    Assurance.CONFIDENTIAL: "the TPM itself is bound to a CPU attestation report",
-}
 
 
 def _check_chain(
@@ -426,13 +426,21 @@ def check_files(
     return hashed
 
 
-def _assess(chain: x509.ChainInfo) -> Assurance:
-    """Say how much the evidence is worth, as far as it was really checked."""
-    return Assurance[chain.pin.assurance.upper()]
+def _assess(chain: x509.ChainInfo, boot: reference.BootResult) -> Assurance:
+    """Say how much the evidence is worth, as far as it was really checked.
+
+    A measured boot says nothing where the TPM is software: whoever runs it makes up the PCRs.
+    """
+    worth = Assurance[chain.pin.assurance.upper()]
+    return Assurance.MEASURED if boot.measured and worth is Assurance.HARDWARE else worth
 
 
 def _proved(
-    run: log.Run, chain: x509.ChainInfo, model: manifest.Manifest | None
+    run: log.Run,
+    chain: x509.ChainInfo,
+    boot: reference.BootResult,
+    times: timestamp.TimeBounds,
+    model: manifest.Manifest | None,
 ) -> tuple[str, ...]:
     """Say what was proved, each in a sentence for a person."""
     count = len(run.outputs.manifest.files)
@@ -441,15 +449,22 @@ def _proved(
         if model is not None
         else f"the run had {count} output file(s); no file was checked (pass --model FOLDER)"
     )
+    image = f"the machine booted {boot.matches[0]}" if boot.matches else ""
     return (
         f"a TPM vouched for by {chain.pin.name!r} signed this record in one unbroken boot",
+        *filter(None, [image]),
         f"{len(run.inputs)} input(s), the container image and the command are the ones named",
+        *times.proved(),
         files,
     )
 
 
 def _not_proved(
-    run: log.Run, assurance: Assurance, model: manifest.Manifest | None
+    run: log.Run,
+    assurance: Assurance,
+    boot: reference.BootResult,
+    times: timestamp.TimeBounds,
+    model: manifest.Manifest | None,
 ) -> tuple[str, ...]:
     """Say what remains open, each in a sentence for a person."""
     limits = []
@@ -463,9 +478,9 @@ def _not_proved(
             "that an honest agent made the measurements: the operating system was not checked "
             "against a published image"
         )
-    limits.append(
-        f"when it ran: {format_time(run.job.started_on)} is what the machine's own clock said"
-    )
+    elif loose := [result.pcr for result in boot.pcrs if result.kind in ("log", "open")]:
+        limits.append(f"what PCRs {loose} stand for: the reference values leave them open")
+    limits += times.not_proved()
     limits.append("that the data is lawful or unbiased, the code harmless, or the model good")
     if run.end.metrics is not None:
         limits.append("that the metrics are true: they are what the training reported")
@@ -485,6 +500,17 @@ def to_json(verdict: Verdict) -> dict[str, Any]:
             "name": verdict.chain.pin.name,
             "sha256": verdict.chain.pin.fingerprint,
         },
+        "policy": {
+            "name": verdict.policy.name,
+            "sha256": verdict.policy.digest,
+            "rules": [{"rule": rule.rule, "demand": rule.demand} for rule in verdict.rules],
+        },
+        "boot": {
+            "measured": verdict.boot.measured,
+            "image": str(verdict.boot.matches[0]) if verdict.boot.matches else None,
+            "pcrs": {str(pcr.pcr): [pcr.kind, pcr.text] for pcr in verdict.boot.pcrs},
+        },
+        "time": verdict.times.to_json(),
         "run": run.job.run,
         "name": run.job.spec.name,
         "startedOn": format_time(run.job.started_on),
