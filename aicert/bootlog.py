@@ -182,16 +182,17 @@ def parse(data: bytes) -> BootLog:
     sizes = _read_header(cursor)
     events: list[BootEvent] = []
     locality = 0
-    while cursor.position < len(data):
-        if _only_padding(data, cursor.position):
-            break
+    end = min(len(data.rstrip(padding)) for padding in (b"\x00", b"\xff"))
+    started = False  # whether PCR 0 was extended
+    while cursor.position < end:
         if len(events) >= MAX_EVENTS:
             raise BootLogError("the boot event log has too many events", expected=MAX_EVENTS)
         event = _read_event(cursor, sizes)
         if event.unauthenticated_type != EV_NO_ACTION:
             events.append(event)
+            started = started or event.pcr == 0
         elif event.unauthenticated_data.startswith(_STARTUP_LOCALITY):
-            locality = _locality(event, events)
+            locality = _locality(event, started)
     return BootLog(tuple(events), locality)
 
 
@@ -245,14 +246,9 @@ def _read_event(cursor: _Cursor, sizes: Mapping[int, int]) -> BootEvent:
     return BootEvent(pcr, digests[_SHA256], kind, cursor.blob())
 
 
-def _locality(event: BootEvent, before: list[BootEvent]) -> int:
+def _locality(event: BootEvent, started: bool) -> int:
     """Read the StartupLocality event: PCR 0, one byte, before anything is extended into PCR 0."""
     value = event.unauthenticated_data[len(_STARTUP_LOCALITY) :]
-    if event.pcr != 0 or len(value) != 1 or value[0] > 4 or any(e.pcr == 0 for e in before):
+    if event.pcr != 0 or len(value) != 1 or value[0] > 4 or started:
         raise BootLogError("a StartupLocality event is malformed or out of place", got=value)
     return value[0]
-
-
-def _only_padding(data: bytes, start: int) -> bool:
-    rest = data[start:]
-    return not rest.strip(b"\x00") or not rest.strip(b"\xff")

@@ -19,6 +19,10 @@ from aicert.errors import Error
 MAX_SAFE_INT = 2**53 - 1
 """The largest integer that every JSON implementation keeps exact (RFC 7493, 2.2)."""
 
+MAX_MARKS = 100_000
+"""The most brackets, commas and backslashes in a document. A small file can stand for large objects
+(an empty list takes 3 bytes in it and 64 in memory): this bounds memory and time before parsing."""
+
 
 class CanonicalError(Error):
     """The bytes are not JSON that we accept."""
@@ -81,6 +85,8 @@ def loads(data: bytes, *, max_bytes: int, max_depth: int = 32) -> Any:
     """
     if len(data) > max_bytes:
         raise TooLargeError("the JSON document is too large", got=len(data), expected=max_bytes)
+    if len(data) > MAX_MARKS and (marks := sum(map(data.count, b",[{\\"))) > MAX_MARKS:
+        raise TooLargeError("the JSON document has too many parts", got=marks, expected=MAX_MARKS)
     try:
         text = data.decode("utf-8")
         value = _DECODER.decode(text)

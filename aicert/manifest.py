@@ -157,20 +157,23 @@ def check_path(path: str) -> str:
     """
     problem = None
     parts = path.split("/")
-    if not path or any(part in ("", ".", "..") for part in parts):
+    # Sizes first: what follows takes time in proportion to them.
+    if len(path) > MAX_PATH or len(path.encode("utf-8", "surrogatepass")) > MAX_PATH:
+        problem = f"is longer than {MAX_PATH} bytes"
+    elif len(parts) > _MAX_DEPTH:
+        problem = f"is deeper than {_MAX_DEPTH} folders"
+    elif not path or any(part in ("", ".", "..") for part in parts):
         problem = "has an empty, '.' or '..' part"
     elif "\\" in path or (len(path) > 1 and path[1] == ":"):
         problem = "has a backslash or a drive"
-    elif any(_forbidden(character) for character in path):
+    elif not path.isprintable() and any(map(_forbidden, set(path))):
         problem = "has a control or a format character"
     elif not unicodedata.is_normalized("NFC", path):
         problem = "is not in Unicode normal form C"
     elif any(part[-1] in ". " for part in parts):
         problem = "has a part that ends in a dot or a space, which some systems drop"
-    elif len(path.encode("utf-8", "surrogatepass")) > MAX_PATH:
-        problem = f"is longer than {MAX_PATH} bytes"
-    elif len(parts) > _MAX_DEPTH:
-        problem = f"is deeper than {_MAX_DEPTH} folders"
+    elif not path.isascii() and len(fold(path)) > MAX_PATH:
+        problem = "grows too long in Unicode normal form KC"  # one character can become eighteen
     if problem is not None:
         raise PathError(f"a file's path {problem}", got=path, advice="rename the file")
     return path
@@ -209,12 +212,12 @@ def check_collisions(paths: list[str]) -> None:
         other = seen.setdefault(fold(path), path)
         if other != path:
             raise CollisionError("two paths are one file on some systems", got=f"{other}, {path}")
-    for key, path in seen.items():
-        cut = key.rfind("/")
-        while cut > 0:
-            if key[:cut] in seen:
-                raise CollisionError("a path is both a file and a folder", got=path)
-            cut = key.rfind("/", 0, cut)
+    # With a slash at its end a folder is a prefix of all that lies in it, so in order of these keys
+    # the next one is among them.
+    keys = sorted(f"{key}/" for key in seen)
+    for first, second in zip(keys, keys[1:], strict=False):
+        if second.startswith(first):
+            raise CollisionError("a path is both a file and a folder", got=seen[second[:-1]])
 
 
 def fold(path: str) -> str:
