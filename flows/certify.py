@@ -22,6 +22,7 @@ from prefect.tasks import Task
 
 from aicert.agent import machine as machines
 from aicert.agent import spec as specs
+from aicert.agent.machine import MachineConfig
 from aicert.agent.spec import Spec
 from aicert.errors import Error
 from blocks import (
@@ -127,7 +128,7 @@ def certify(
             user.
         credentials: What the sources of the inputs and of the image ask for.
         policy: What the certificate must pass before it is published, and after. None lets your
-            own CA vouch for it, and is content with a software TPM.
+            own CA vouch for the machine, and is content with the software TPM of a local one.
         publish_weights: Publish the outputs beside the certificate. If not, they end with the
             machine.
     """
@@ -189,8 +190,7 @@ def perform(
     chain = _Chain()
     handle = chain(provision, config, run, name=name)
     try:
-        root = config.state / "ca" / "authority" / "root.pem"
-        policy = policy or VerificationPolicy(allow_simulated=True, roots=root)
+        policy = policy or own_policy(config)
         chain(job, handle, run, spec=spec.to_json(), base=base)
         chain(fetch, handle, run, name=name, secrets=secrets)
         chain(image, handle, run, name=name, secrets=secrets)
@@ -230,11 +230,21 @@ def perform(
     }
 
 
+def own_policy(config: MachineConfig) -> VerificationPolicy:
+    """Return the policy of an operator who trusts the CA that has just certified this machine."""
+    root = config.ca / "authority" / "root.pem"
+    if config.kind == "local":
+        return VerificationPolicy(allow_simulated=True, roots=root)
+    return VerificationPolicy(hardware_roots=root)
+
+
 class _Chain:
     """Calls tasks one after another, so that the run page draws them as one line."""
 
     def __init__(self) -> None:
-        self._before: list[Any] = []
+        # All of them, and not the last alone: Prefect knows results by the address of the object,
+        # and a result that is forgotten would lend its address to something else.
+        self._results: list[Any] = []
 
     def __call__(
         self, step: Task[P, dict[str, Any]], *args: P.args, **kwargs: P.kwargs
@@ -242,9 +252,9 @@ class _Chain:
         # Prefect knows results, and the strings in them, by identity, and would draw an arrow from
         # `provision` to every step that takes its handle: so a step gets copies, and waits for
         # the one before it.
-        options: dict[str, Any] = {"wait_for": list(self._before)}
+        options: dict[str, Any] = {"wait_for": self._results[-1:]}
         result = step(*map(_copy, args), **kwargs, **options)
-        self._before = [result]
+        self._results.append(result)
         return dict(result)
 
 
