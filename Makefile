@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 ROOT := $(if $(filter 0,$(shell id -u)),,sudo -E)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-test demo test lint format lock image-demo corpus clean
+.PHONY: help setup setup-test demo test lint format lock image-demo corpus fuzz bench-verify clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -52,3 +52,13 @@ $(VENV)/ready-test: $(VENV)/ready deployments/setup/packages-test.txt
 
 corpus: setup ## rebuild the conformance corpus (tests/conformance/cases)
 	$(ROOT) $(BIN)/python -m tests.conformance.build
+
+RUNS ?= 1000000
+JOBS ?= 4
+ENGINE ?= own
+fuzz: setup ## fuzz every parser (RUNS=… JOBS=… FUZZ="target …" ENGINE=atheris)
+	$(if $(filter atheris,$(ENGINE)),$(BIN)/python -m pip install --quiet atheris==3.0.0)
+	$(BIN)/python -m tests.fuzz --runs $(RUNS) --jobs $(JOBS) --engine $(ENGINE) $(FUZZ)
+
+bench-verify: setup ## measure the verifier (benchmarks/results/verify.md)
+	$(BIN)/python -m benchmarks.verify

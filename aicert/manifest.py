@@ -215,7 +215,7 @@ def check_collisions(paths: list[str]) -> None:
     # With a slash at its end a folder is a prefix of all that lies in it, so in order of these keys
     # the next one is among them.
     keys = sorted(f"{key}/" for key in seen)
-    for first, second in zip(keys, keys[1:], strict=False):
+    for first, second in pairwise(keys):
         if second.startswith(first):
             raise CollisionError("a path is both a file and a folder", got=seen[second[:-1]])
 

@@ -1,0 +1,1 @@
+"""Fuzzing of every parser that takes an attacker's bytes: see `python -m tests.fuzz --help`."""
