@@ -17,7 +17,7 @@ from prefect import flow, runtime
 from prefect.blocks.core import Block
 from prefect.client.schemas.objects import FlowRun, State
 from prefect.flows import Flow
-from prefect.states import Failed
+from prefect.states import Completed, Failed
 from prefect.tasks import Task
 
 from aicert.agent import machine as machines
@@ -135,7 +135,7 @@ def certify(
     try:
         with failing_as("spec"):
             chosen, folder = choose_spec(spec, spec_file, base)
-        return perform(
+        result = perform(
             chosen,
             folder,
             machine=machine or LocalMachine(),
@@ -144,8 +144,10 @@ def certify(
             policy=policy,
             publish_weights=publish_weights,
         )
+        # States, and not a value or an error: so the message is the whole story, and nothing else.
+        message = f"certified: {result['certificate']}"
+        return Completed(message=message, data=result)  # type: ignore[return-value]
     except StepError as error:
-        # Returned, not raised: so the state's message is the whole story and nothing else.
         return Failed(message=str(error), data=error.with_traceback(None))  # type: ignore[return-value]
 
 
