@@ -16,7 +16,9 @@ import aicert
 from aicert.errors import Error
 
 if TYPE_CHECKING:
+    from aicert.policy import Policy
     from aicert.trust import TrustStore
+    from aicert.verify import Verdict
 
 REFUSED = 1
 COULD_NOT_CHECK = 3
@@ -50,6 +52,13 @@ def main() -> None:
     help="A root that you know to certify only keys in real TPMs. Repeatable.",
 )  # fmt: skip
 @click.option("--allow-simulated", is_flag=True, help="Accept a software TPM.")
+@click.option("--policy", "policies", multiple=True, type=_File,
+    help="A policy that must hold too (see `aicert policy check`). Repeatable.",
+)  # fmt: skip
+@click.option("--reference", "references", multiple=True, type=_File,
+    help="Signed reference values of a machine image. Repeatable.",
+)  # fmt: skip
+@click.option("--vsa", type=_File, help="Write the result there, as an in-toto attestation.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON for programs.")
 def verify(
     certificate: Path,
@@ -58,27 +67,45 @@ def verify(
     roots: tuple[Path, ...],
     hardware_roots: tuple[Path, ...],
     allow_simulated: bool,
+    policies: tuple[Path, ...],
+    references: tuple[Path, ...],
+    vsa: Path | None,
     as_json: bool,
 ) -> None:
-    """Verify CERTIFICATE, and that the files in --model are the ones it names."""
+    """Verify CERTIFICATE, and that the files in --model are the ones it names.
+
+    Where no policy is given, a hardware TPM at least is asked for. A policy says itself how much
+    the certificate must be worth, and --allow-simulated changes nothing beside one.
+    """
     from aicert import card
     from aicert import verify as verifier
+    from aicert.policy import Policy
 
     data = _read(certificate, as_json)
     try:
         trust = _trust(roots, hardware_roots)
+        least = verifier.Assurance.SIMULATED if allow_simulated else verifier.Assurance.HARDWARE
+        policy = (
+            Policy.all_of([Policy.load(path) for path in policies])
+            if policies
+            else Policy.default(least)
+        )
     except Error as error:
         _fail(error, as_json, COULD_NOT_CHECK)
+    documents = [_read(path, as_json) for path in references]
     try:
         verdict = verifier.verify(
             data,
             trust=trust,
             model=model,
             ignore=_ignored(ignore, model, certificate),
-            least=verifier.Assurance.SIMULATED if allow_simulated else verifier.Assurance.HARDWARE,
+            policy=policy,
+            references=documents,
         )
     except Error as error:
+        _summarise(vsa, data, policy, None, as_json)
         _fail(error, as_json, REFUSED)
+    _summarise(vsa, data, policy, verdict, as_json)
     if as_json:
         _print_json(verifier.to_json(verdict))
     else:
@@ -143,6 +170,28 @@ def trust(roots: tuple[Path, ...], hardware_roots: tuple[Path, ...], as_json: bo
     else:
         for pin in pins:
             click.echo(f"{pin.assurance:<10} {pin.fingerprint}  {pin.name}  ({pin.source})")
+
+
+@main.group()
+def policy() -> None:
+    """Work with policies."""
+
+
+@policy.command("check")
+@click.argument("file", type=_File)
+@click.option("--json", "as_json", is_flag=True, help="Print the policy as JSON.")
+def policy_check(file: Path, as_json: bool) -> None:
+    """Check a policy, name every mistake in it, and say what it demands."""
+    from aicert.policy import Policy
+
+    try:
+        checked = Policy.load(file)
+    except Error as error:
+        _fail(error, as_json, REFUSED)
+    if as_json:
+        _print_json(checked.to_json())
+    else:
+        click.echo(checked.explain())
 
 
 @main.group()
@@ -234,6 +283,32 @@ def _trust(roots: tuple[Path, ...], hardware_roots: tuple[Path, ...]) -> "TrustS
     for path in hardware_roots:
         store = store.with_roots(path, assurance="hardware")
     return store
+
+
+def _summarise(
+    path: Path | None, data: bytes, policy: "Policy", verdict: "Verdict | None", as_json: bool
+) -> None:
+    """Write a verification summary, where one is asked for."""
+    if path is None:
+        return
+    import hashlib
+    from datetime import UTC, datetime
+
+    from aicert import vsa
+
+    now = datetime.now(UTC)
+    if verdict is None:
+        made = vsa.failed(hashlib.sha256(data).hexdigest(), policy, verified_on=now)
+    else:
+        made = vsa.passed(verdict, policy, verified_on=now)
+    try:
+        path.write_bytes(vsa.encode(made))
+    except OSError as error:
+        _fail(
+            UnreadableError(f"{path} cannot be written: {error.strerror}"),
+            as_json,
+            COULD_NOT_CHECK,
+        )
 
 
 def _ignored(given: tuple[str, ...], model: Path | None, certificate: Path) -> frozenset[str]:

@@ -1,0 +1,150 @@
+"""The command line: exit statuses, JSON, and messages that say what to do."""
+
+import json
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner, Result
+
+from aicert.cli import main
+
+HERE = Path(__file__).parent / "conformance"
+GOOD = str(HERE / "cases" / "good-ecc" / "certificate.json")
+ROOTS = str(HERE / "roots.pem")
+
+
+def aicert(*arguments: str) -> Result:
+    return CliRunner().invoke(main, list(arguments))
+
+
+def test_a_verdict_exits_with_0_and_says_what_is_not_proved() -> None:
+    done = aicert("verify", GOOD, "--root", ROOTS, "--allow-simulated")
+    assert done.exit_code == 0
+    assert done.stdout.startswith("VERIFIED  digits  assurance: simulated")
+    assert "Not proved:" in done.stdout
+
+
+def test_a_refusal_exits_with_1_and_says_what_to_do() -> None:
+    done = aicert("verify", GOOD, "--root", ROOTS)
+    assert done.exit_code == 1
+    assert done.stderr.startswith("REFUSED")
+    assert "what to do:" in done.stderr
+    assert done.stdout == ""
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("verify", "no-such-file"),
+        ("verify", GOOD, "--root", "no-such-root"),
+        ("verify", GOOD, "--policy", "no-such-policy"),
+        ("verify", GOOD, "--reference", "no-such-reference"),
+        ("show", "no-such-file"),
+        ("hash", "no-such-folder"),
+        ("trust", "--root", "no-such-root"),
+    ],
+)
+def test_what_cannot_be_read_exits_with_3(arguments: tuple[str, ...]) -> None:
+    done = aicert(*arguments)
+    assert done.exit_code == 3
+    assert done.stderr.startswith("ERROR")
+
+
+@pytest.mark.parametrize("arguments", [("verify",), ("verify", GOOD, "--no-such"), ("no-such",)])
+def test_wrong_usage_exits_with_2(arguments: tuple[str, ...]) -> None:
+    assert aicert(*arguments).exit_code == 2
+
+
+def test_json_goes_to_standard_output_whatever_the_verdict() -> None:
+    for arguments, verdict, code in (
+        (("--allow-simulated",), "verified", 0),
+        ((), "refused", 1),
+    ):
+        done = aicert("verify", GOOD, "--root", ROOTS, "--json", *arguments)
+        assert (json.loads(done.stdout)["verdict"], done.exit_code) == (verdict, code)
+
+
+def test_the_certificate_may_lie_beside_the_weights(tmp_path: Path) -> None:
+    (tmp_path / "metrics.json").write_text("{}")
+    (tmp_path / "model.safetensors").write_text("weights")
+    certificate = tmp_path / "certificate.json"
+    certificate.write_bytes(Path(GOOD).read_bytes())
+    arguments = ("--model", str(tmp_path), "--root", ROOTS, "--allow-simulated")
+    assert aicert("verify", str(certificate), *arguments).exit_code == 0
+
+
+def test_the_certificate_may_come_from_standard_input() -> None:
+    done = CliRunner().invoke(
+        main, ["verify", "-", "--root", ROOTS, "--allow-simulated"], input=Path(GOOD).read_bytes()
+    )
+    assert done.exit_code == 0
+
+
+def test_a_policy_decides_and_names_its_rule(tmp_path: Path) -> None:
+    policy = tmp_path / "policy.yaml"
+    policy.write_text("policy: 1\nassurance: simulated\nimages: ['" + "ab" * 32 + "']\n")
+    done = aicert("verify", GOOD, "--root", ROOTS, "--policy", str(policy))
+    assert done.exit_code == 1
+    assert "images" in done.stderr
+    policy.write_text("policy: 1\nassurance: simulated\nimages: ['" + "11" * 32 + "']\n")
+    assert aicert("verify", GOOD, "--root", ROOTS, "--policy", str(policy)).exit_code == 0
+
+
+def test_a_policy_beside_allow_simulated_is_not_loosened(tmp_path: Path) -> None:
+    policy = tmp_path / "policy.yaml"
+    policy.write_text("policy: 1\nassurance: hardware\n")
+    arguments = ("--root", ROOTS, "--policy", str(policy), "--allow-simulated")
+    assert aicert("verify", GOOD, *arguments).exit_code == 1
+
+
+def test_policy_check_names_a_mistake_with_its_line(tmp_path: Path) -> None:
+    policy = tmp_path / "policy.yaml"
+    policy.write_text("policy: 1\nasurance: hardware\n")
+    done = aicert("policy", "check", str(policy))
+    assert done.exit_code == 1
+    assert "policy.yaml:2" in done.stderr
+    assert "assurance" in done.stderr
+    policy.write_text("policy: 1\nassurance: hardware\n")
+    assert "hardware" in aicert("policy", "check", str(policy)).stdout
+
+
+def test_the_result_can_be_written_as_an_attestation(tmp_path: Path) -> None:
+    path = tmp_path / "vsa.json"
+    for arguments, result in ((("--allow-simulated",), "PASSED"), ((), "FAILED")):
+        aicert("verify", GOOD, "--root", ROOTS, "--vsa", str(path), *arguments)
+        assert json.loads(path.read_text())["predicate"]["verificationResult"] == result
+
+
+def test_show_says_that_nothing_was_verified() -> None:
+    done = aicert("show", GOOD)
+    assert done.exit_code == 0
+    assert "Not verified" in done.stdout
+    assert "Not verified" in aicert("show", GOOD, "--markdown").stdout
+    assert json.loads(aicert("show", GOOD, "--json").stdout)["_type"].startswith("https://in-toto")
+
+
+def test_hash_prints_what_a_spec_expects(tmp_path: Path) -> None:
+    import hashlib
+
+    (tmp_path / "a").write_bytes(b"x")
+    digest = hashlib.sha256(b"x").hexdigest()
+    assert aicert("hash", str(tmp_path / "a")).stdout.strip() == digest
+    root = hashlib.sha256(bytes.fromhex(digest)).hexdigest()
+    assert aicert("hash", str(tmp_path)).stdout.strip() == root
+
+
+def test_trust_lists_built_in_and_given_roots() -> None:
+    listed = json.loads(aicert("trust", "--root", ROOTS, "--json").stdout)
+    assert {pin["assurance"] for pin in listed} == {"hardware", "simulated"}
+    assert any("Azure" in pin["name"] for pin in listed)
+
+
+def test_a_card_cannot_carry_markup_or_terminal_escapes() -> None:
+    from aicert import card
+
+    hostile = "\x1b[31mred\u202e <img src=x> [a](http://x) |`"
+    assert "\x1b" not in card.clean(hostile)
+    assert "\u202e" not in card.clean(hostile)
+    shown = card._md(hostile)
+    assert "<img" not in shown.replace("\\<", "")
+    assert "[a](" not in shown
