@@ -1,12 +1,14 @@
 #!/bin/sh
-# Install the Debian or Ubuntu packages listed in the files given, those that are missing.
+# Install the Debian or Ubuntu packages listed in the files given, those that are missing. A line is
+# a package's name and, where another package may bring it too, the program that it is wanted for.
 # Usage: system.sh LIST... ; needs root or sudo only when something is missing.
 set -eu
 
 missing=""
 for list in "$@"; do
-    while read -r name _; do
+    while read -r name program; do
         case "$name" in "" | "#"*) continue ;; esac
+        [ -n "$program" ] && command -v "$program" >/dev/null && continue
         status=$(dpkg-query -W -f '${db:Status-Status}' "$name" 2>/dev/null) || status=""
         [ "$status" = installed ] || missing="$missing $name"
     done <"$list"
