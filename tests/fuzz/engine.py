@@ -24,6 +24,8 @@ MAX_MEMORY = 100 << 20
 """Peak resident memory beyond what the process has once everything is imported, in bytes."""
 
 _POOL = 400
+_LARGEST = 1 << 16
+"""Mutants of more bytes are tried and not kept, or they would grow with each generation."""
 
 
 class HangError(BaseException):
@@ -127,7 +129,8 @@ class Fuzzer:
                 data = self.target.mutate(random, random.choice(pool))
                 signal.alarm(20)
                 outcome = self.attempt(data)
-                if outcome not in known:
+                signal.alarm(0)
+                if outcome not in known and len(data) <= _LARGEST:
                     known.add(outcome)
                     if len(pool) >= first + _POOL:
                         del pool[random.randrange(first, len(pool))]

@@ -194,7 +194,7 @@ def tlv(tag: int, content: bytes) -> bytes:
 
 def document(random: Random, data: bytes) -> bytes:
     """Change values of a JSON document and write it canonically again; or change bytes."""
-    if random.random() < 0.1:
+    if random.random() < 0.1 or len(data) > 2 * MAX:
         return octets(random, data)
     try:
         value = json.loads(data)
@@ -267,7 +267,8 @@ def _leaf(random: Random, value: Any) -> Any:
     if type(value) is bool or value is None:
         return random.choice(_VALUES)
     if isinstance(value, int):
-        return random.choice((value + 1, value - 1, -value, value * 2, 0, float(value) / 3))
+        third = value / 3 if abs(value) < 1 << 64 else 0.5
+        return random.choice((value + 1, value - 1, -value, value * 2, 0, third))
     if isinstance(value, float):
         return random.choice((value * 1.5, -value, int(value) if abs(value) < 1e15 else 0))
     return random.choice(_VALUES)
