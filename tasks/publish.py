@@ -17,7 +17,7 @@ from aicert.log import Run
 from blocks import CertificateStore, VerificationPolicy
 from tasks import reporting
 from tasks.reporting import OPTIONS, Live, announced, failing_as
-from tasks.words import block, count, key_values
+from tasks.words import code, count, key_values
 
 STEP = "publish"
 
@@ -93,7 +93,7 @@ def _record(name: str, published: Published, log: Run, weights: bool) -> None:
         f"sha256:{published.digest[:16]}… in {published.url.rpartition('/certificates/')[0]}",
         "# Published",
         "",
-        block(f"{published.url}/certificate.json"),
+        code(f"{published.url}/certificate.json"),
         "",
         key_values(
             [

@@ -24,7 +24,7 @@ from prefect.logging import get_logger, get_run_logger
 from prefect.tasks import Task
 
 from aicert.agent.client import AgentError
-from aicert.card import clean
+from aicert.card import clean, size
 from aicert.errors import Error
 from tasks.words import key, plain
 
@@ -233,8 +233,11 @@ class Live:
         elif message["type"] == "progress":
             what = str(message["what"])
             if what not in self._progress:
-                self._progress[what] = _Progress(key(self._name, self._step, what), what)
-            self._progress[what].show(message["done"], message.get("total"))
+                name = "progress" if what == self._step else what
+                self._progress[what] = _Progress(key(self._name, self._step, name), what)
+            self._progress[what].show(
+                message["done"], message.get("total"), clean(message["unit"], 20)
+            )
 
 
 class _Progress:
@@ -247,7 +250,7 @@ class _Progress:
         self._next = time.monotonic() + PROGRESS_SECONDS
         self._finished = False
 
-    def show(self, done: int, total: int | None) -> None:
+    def show(self, done: int, total: int | None, unit: str) -> None:
         """Write the artifact, if it is time."""
         finished = total is not None and done >= total
         if self._finished or not total:
@@ -259,8 +262,7 @@ class _Progress:
         percent = min(100.0, 100.0 * done / total)
         artifact = self._artifact
         if artifact is None:
-            self._artifact = _quietly(
-                lambda: create_progress_artifact(percent, self._key, self._what)
-            )
+            about = f"{self._what}: {size(total) if unit == 'bytes' else f'{total} {unit}'}"
+            self._artifact = _quietly(lambda: create_progress_artifact(percent, self._key, about))
         else:
             _quietly(lambda: update_progress_artifact(artifact, percent))

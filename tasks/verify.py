@@ -12,7 +12,7 @@ from aicert.certificate import Certificate
 from blocks import CertificateStore, VerificationPolicy
 from tasks import reporting
 from tasks.reporting import OPTIONS, announced, failing_as
-from tasks.words import block, command_block, key, key_values
+from tasks.words import code, command_block, key, key_values
 
 STEP = "verify"
 
@@ -60,14 +60,14 @@ def verify(
         )
         reporting.artifact(
             key(name, "certificate", "card"),
-            f"{clean(verdict.run.job.spec.description or name)}: certified, "
-            f"assurance {verdict.assurance}",
+            f"certified, assurance {verdict.assurance}: "
+            f"{clean(verdict.run.job.spec.description or name)}",
             "\n".join(
                 [
                     markdown,
                     "## Where it is",
                     "",
-                    block(published["certificate"]),
+                    code(published["certificate"]),
                     "",
                     command_block(command),
                 ]

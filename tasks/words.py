@@ -37,11 +37,6 @@ def code(value: object) -> str:
     return f"{fence}{pad}{shown}{pad}{fence}"
 
 
-def block(shown: str) -> str:
-    """Return a Markdown block of code with one line of our own making or of a store's."""
-    return f"```\n{clean(shown, 1000).replace('```', '')}\n```"
-
-
 def command_block(command: str) -> str:
     """Return a command as a Markdown block, an option a line, so that all of it is seen."""
     shown = clean(command, 4000).replace("```", "")
