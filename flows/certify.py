@@ -77,11 +77,11 @@ def clean_up(flow: Flow[..., Any], flow_run: FlowRun, state: State[Any]) -> None
     calls it. Folders whose machine lives are left alone, so it can do no harm.
     """
     del flow, state
-    for swept in machines.sweep(_state_of(flow_run.parameters.get("machine"))):
+    for swept in machines.sweep(state_of(flow_run.parameters.get("machine"))):
         logger().info("removed what machine %s left behind", swept)
 
 
-def _state_of(machine: object) -> Path:
+def state_of(machine: object) -> Path:
     """Return the state folder of a machine as a run's parameters give it: a reference or fields."""
     if isinstance(machine, dict) and "$ref" in machine:
         block = Block.load_from_ref(machine["$ref"], _sync=True)  # type: ignore[call-arg]

@@ -5,6 +5,7 @@ wants goes to standard output, what a person watches to standard error.
 """
 
 import json
+import shlex
 import sys
 from pathlib import Path
 from typing import Any, Literal
@@ -92,7 +93,8 @@ def _summary(result: dict[str, Any]) -> str:
     made = result["outputs"]
     lines = [
         f"CERTIFIED  {result['name']}  assurance: {result['assurance']}",
-        f"  certificate  {result['certificate']}",
+        # As the command names it: a path, where it is one.
+        f"  certificate  {shlex.split(result['verify'])[2]}",
         f"  sha256       {result['digest']}",
         f"  files        {made['count']}, {size(made['size'])}, root {made['root']}",
         f"  took         {duration(result['totalMilliseconds'])}, "

@@ -31,9 +31,9 @@ class Terminal:
     so that a script's log stays readable.
     """
 
-    def __init__(self, *, verbose: bool = False) -> None:
-        """Write to standard error."""
-        self._console = Console(file=sys.stderr, highlight=False)
+    def __init__(self, *, verbose: bool = False, console: Console | None = None) -> None:
+        """Write to standard error, or to `console`."""
+        self._console = console or Console(file=sys.stderr, highlight=False)
         self._verbose = verbose
         self._started: dict[str, float] = {}
         self._spinner = Progress(

@@ -20,10 +20,11 @@ from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterFlowRun
 from prefect.client.schemas.objects import Artifact, State
 
 from aicert import log
+from aicert.agent.machine import default_state
 from aicert.agent.spec import Spec
 from aicert.certificate import Certificate
 from blocks import FolderStore, LocalMachine, VerificationPolicy
-from flows.certify import certify
+from flows.certify import certify, state_of
 from tests.support.pipeline import CERTIFY, machines, mentioning, published, write_spec
 
 pytestmark = pytest.mark.xdist_group("certify")
@@ -306,3 +307,15 @@ class TestSpecs:
         assert result["weights"] is None
         assert published(tmp_path / "store") == (result["digest"],)
         assert not (tmp_path / "store" / "certificates" / result["digest"] / "weights").exists()
+
+
+@pytest.mark.usefixtures("prefect_server")
+class TestCleanUp:
+    """What Prefect calls for a run whose process was killed."""
+
+    def test_it_sweeps_the_state_of_the_machine_that_the_run_was_given(self, state: Path) -> None:
+        LocalMachine(state=state).save("swept", overwrite=True)
+        reference = {"$ref": {"block_document_slug": "aicert-local-machine/swept"}}
+        assert state_of(reference) == state
+        assert state_of({"state": str(state), "algorithm": "ecc"}) == state
+        assert state_of(None) == default_state()

@@ -62,7 +62,7 @@ def test_a_run_prints_where_the_certificate_is(image: str, state: Path, tmp_path
     assert process.returncode == 0, err
     (digest,) = published(state / "store")
     assert out.startswith("CERTIFIED  tiny  assurance: simulated")
-    assert f"file://{state}/store/certificates/{digest}/certificate.json" in out
+    assert f"  {state}/store/certificates/{digest}/certificate.json" in out
     assert "aicert verify" in out
     steps = [line.split()[1] for line in err.splitlines() if line.startswith("✓")]
     assert steps[0] == "provision" and steps[-1] == "destroy"
