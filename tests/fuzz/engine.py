@@ -24,6 +24,7 @@ MAX_MEMORY = 100 << 20
 """Peak resident memory beyond what the process has once everything is imported, in bytes."""
 
 _POOL = 400
+_KNOWN = 10_000
 _LARGEST = 1 << 16
 """Mutants of more bytes are tried and not kept, or they would grow with each generation."""
 
@@ -130,7 +131,7 @@ class Fuzzer:
                 signal.alarm(20)
                 outcome = self.attempt(data)
                 signal.alarm(0)
-                if outcome not in known and len(data) <= _LARGEST:
+                if outcome not in known and len(data) <= _LARGEST and len(known) < _KNOWN:
                     known.add(outcome)
                     if len(pool) >= first + _POOL:
                         del pool[random.randrange(first, len(pool))]
