@@ -1,1 +1,1 @@
-"""What can be deployed: each module holds one flow."""
+"""Flows, one a module, and `aicert run`, which runs one without a server."""

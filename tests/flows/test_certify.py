@@ -1,5 +1,6 @@
 """The flow, whole: a real machine, a real container, a real Prefect server."""
 
+import http.server
 import json
 import os
 import re
@@ -8,6 +9,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -18,12 +20,13 @@ import pytest
 from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterFlowRunId, LogFilter
 from prefect.client.schemas.objects import Artifact, State
+from prefect.types import SecretDict
 
 from aicert import log
 from aicert.agent.machine import default_state
 from aicert.agent.spec import Spec
 from aicert.certificate import Certificate
-from blocks import FolderStore, LocalMachine, VerificationPolicy
+from blocks import FolderStore, InputCredentials, LocalMachine, VerificationPolicy
 from flows.certify import certify, state_of
 from tests.support.pipeline import CERTIFY, machines, mentioning, published, write_spec
 
@@ -319,3 +322,56 @@ class TestCleanUp:
         assert state_of(reference) == state
         assert state_of({"state": str(state), "algorithm": "ecc"}) == state
         assert state_of(None) == default_state()
+
+
+def test_secrets_reach_the_agent_alone(
+    prefect_server: str, image: str, state: Path, tmp_path: Path
+) -> None:
+    secret = "correct-horse-battery-staple"
+    asked: list[str | None] = []
+
+    class Source(http.server.BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            asked.append(self.headers.get("X-Key"))
+            self.send_response(200 if asked[-1] == secret else 401)
+            self.send_header("Content-Length", "5")
+            self.end_headers()
+            self.wfile.write(b"hello")
+
+        def log_message(self, *arguments: object) -> None:
+            pass
+
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Source)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        uri = f"http://127.0.0.1:{server.server_address[1]}/a.txt"
+        ended = certify(
+            spec_file=str(write_spec(tmp_path, image=image, name="quiet", input={"uri": uri})),
+            machine=LocalMachine(state=state, keep_failed=True),
+            store=FolderStore(folder=tmp_path / "store"),
+            credentials=InputCredentials(
+                secrets=SecretDict({"data": {"headers": {"X-Key": secret}}})
+            ),
+            return_state=True,
+        )
+    finally:
+        server.shutdown()
+        server.server_close()
+    assert ended.is_completed(), ended
+    assert secret in asked
+    run = str(flow_run_of(ended))
+    with client() as api:
+        wanted = {"flow_run_id": {"any_": [run]}}
+        time.sleep(3)  # the last batch of the log
+        known = [
+            api._client.get(f"/flow_runs/{run}").text,
+            api._client.post("/logs/filter", json={"logs": wanted, "limit": 200}).text,
+            api._client.post("/artifacts/filter", json={"artifacts": wanted}).text,
+            api._client.post(
+                "/task_runs/filter", json={"flow_runs": {"id": wanted["flow_run_id"]}}
+            ).text,
+        ]
+    assert all(run in text or "quiet" in text for text in known)
+    assert not any(secret in text for text in known)
+    files = [p for p in (tmp_path / "store").rglob("*") if p.is_file()]
+    assert files and not any(secret.encode() in p.read_bytes() for p in files)
