@@ -491,12 +491,13 @@ class _Reading:
     ) -> dict[str, Any] | None:
         """Return the known fields of a mapping; `known` is None where any field may be there."""
         if type(data) is not dict:
-            what = "a policy is a mapping" if not path else f"is {_shown(data)}, not a mapping"
             names = ", ".join(known or ()) or "NAME: value"
-            self._note(path, what, f"Its fields are: {names}" if path else "Begin with policy: 1")
+            advice = f"Its fields are: {names}" if path else f"Begin with policy: {FORMAT}"
+            self._note(path, f"is {_shown(data)}, not a mapping", advice)
             return None
         if not data and path:
             self._note(path, "is empty", "Leave the field out")
+            return None
         for name in data:
             if known is not None and name not in known:
                 self._note(
@@ -645,8 +646,8 @@ def _shown(value: Any) -> str:
 
 
 def _did_you_mean(value: Any, known: Sequence[str]) -> str:
-    close = difflib.get_close_matches(str(value)[:100], known, n=1, cutoff=0.5)
-    if close:
+    text = value[:100] if type(value) is str else ""
+    if close := difflib.get_close_matches(text, known, n=1, cutoff=0.5):
         return f"Did you mean {close[0]}?"
     return f"Known are: {', '.join(known)}"
 

@@ -1,6 +1,6 @@
 """Verification summaries: a verdict as an in-toto attestation that other tools read.
 
-The statement has the predicate `https://slsa.dev/verification_summary/v1` (SLSA 1.0, Verification
+The statement has the predicate `https://slsa.dev/verification_summary/v1` (SLSA 1.x, Verification
 Summary Attestation). It says that somebody verified a certificate, under which policy, with what
 result; it is worth what its signer's word is worth. The levels are aicert's own, such as
 `AICERT_HARDWARE`; nothing here claims a SLSA level.
