@@ -30,8 +30,7 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError
 
-from aicert import canonical, manifest
-from aicert.agent import marked
+from aicert import canonical, manifest, marked
 from aicert.agent import spec_checks as checks
 from aicert.agent.spec_checks import MAX_ITEMS, MAX_TEXT, NAME, Located, did_you_mean, wrong
 from aicert.errors import Error
