@@ -9,7 +9,7 @@ values. What a log says of its events (type, data) decides nothing.
 
 import base64
 import hashlib
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Literal
@@ -539,8 +539,3 @@ def _by_log(pcr: int, value: bytes, replayed: Mapping[int, bytes]) -> PcrResult:
 
 def _differs(got: bytes, expected: bytes) -> str:
     return f"is {got.hex()}, not {expected.hex() if any(expected) else 'zero'}"
-
-
-def describe(results: Sequence[PcrResult]) -> str:
-    """Return results as text, a line a PCR."""
-    return "\n".join(map(str, results))
