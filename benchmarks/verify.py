@@ -35,6 +35,7 @@ CASES = ROOT / "tests" / "conformance" / "cases"
 ROOTS = ROOT / "tests" / "conformance" / "roots.pem"
 RESULTS = Path(__file__).parent / "results" / "verify.md"
 BIN = Path(sys.executable).parent
+_WINDOWS = 25
 _WORDS = {None: "", True: "met", False: "MISSED"}
 FILES = {"metrics.json": "{}", "model.safetensors": "weights"}  # as the corpus has them
 
@@ -60,18 +61,18 @@ def cold(command: Sequence[str]) -> Cold:
     return Cold(wall, usage.ru_utime + usage.ru_stime, usage.ru_maxrss / 1024)
 
 
-def rate(name: str, seconds: float) -> float:
-    """Verifications of one certificate a second of the processor, in this process."""
+def rate(name: str, seconds: float) -> tuple[float, float]:
+    """Verifications of one certificate a second of the processor: the median, and the best."""
     trust = TrustStore.builtin().with_roots(ROOTS)
     data = (CASES / name / "certificate.json").read_bytes()
-    best = 0.0
-    for _ in range(5):
+    rates = []
+    for _ in range(_WINDOWS):
         count, start = 0, time.process_time()
-        while (spent := time.process_time() - start) < seconds / 5:
+        while (spent := time.process_time() - start) < seconds / _WINDOWS:
             verify(data, trust=trust, least=Assurance.SIMULATED)
             count += 1
-        best = max(best, count / spent)
-    return best
+        rates.append(count / spent)
+    return statistics.median(rates), max(rates)
 
 
 def prepare(folder: Path) -> tuple[list[str], list[str]]:
@@ -102,7 +103,9 @@ def spread(values: Sequence[float]) -> str:
     return f"{statistics.median(values):.3f} ({min(values):.3f} to {max(values):.3f})"
 
 
-def report(ours: Sequence[Cold], theirs: Sequence[Cold], rates: dict[str, float]) -> str:
+def report(
+    ours: Sequence[Cold], theirs: Sequence[Cold], rates: dict[str, tuple[float, float]]
+) -> str:
     """The results, as Markdown."""
     wall = [statistics.median(run.wall for run in runs) for runs in (ours, theirs)]
     memory = [statistics.median(run.memory for run in runs) for runs in (ours, theirs)]
@@ -116,8 +119,8 @@ def report(ours: Sequence[Cold], theirs: Sequence[Cold], rates: dict[str, float]
         ("the same, peak memory", f"{memory[1]:.1f} MiB", "", None),
         ("`aicert` is faster by", f"{wall[1] / wall[0]:.1f} times", ">= 2.5 times",
          wall[1] / wall[0] >= 2.5),
-        *((f"in process, {name}", f"{value:.0f} a second", ">= 500 a second", value >= 500)
-          for name, value in rates.items()),
+        *((f"in process, {name}", f"{middle:.0f} a second (best {best:.0f})", ">= 500 a second",
+           middle >= 500) for name, (middle, best) in rates.items()),
     ]  # fmt: skip
     lines = [
         "# The verifier's speed",
@@ -125,7 +128,7 @@ def report(ours: Sequence[Cold], theirs: Sequence[Cold], rates: dict[str, float]
         f"Measured on {datetime.now(UTC):%Y-%m-%d} with aicert {aicert.__version__}, Python "
         f"{platform.python_version()}, {os.cpu_count()} cores, load {load:.1f}; "
         f"{len(ours)} cold runs of each program, in turns. Medians, with the range in brackets. "
-        "Rates are by the processor's time, the best of five.",
+        f"Rates are by the processor's time, in {_WINDOWS} windows.",
         "",
         "| what | measured | target | |",
         "|---|---|---|---|",
