@@ -237,9 +237,9 @@ class Reference:
             raise ReferenceSignerError(
                 f"the reference values of {self} were signed by a key that is not pinned",
                 got=self.signer,
-                expected=", ".join(sorted(signers)) or "no key is pinned",
-                advice="if you know this key to be the publisher's, and only then, add it under "
-                "reference.signers",
+                expected=" or ".join(sorted(signers)) or "a key that a policy names; none does",
+                advice="if you know this key to be the publisher's, and only then, name it in a "
+                "policy, under reference.signers",
             )
 
     def __str__(self) -> str:
