@@ -328,6 +328,7 @@ def test_secrets_reach_the_agent_alone(
     prefect_server: str, image: str, state: Path, tmp_path: Path
 ) -> None:
     secret = "correct-horse-battery-staple"
+    secrets = {"data": {"headers": {"X-Key": secret}}}
     asked: list[str | None] = []
 
     class Source(http.server.BaseHTTPRequestHandler):
@@ -349,9 +350,7 @@ def test_secrets_reach_the_agent_alone(
             spec_file=str(write_spec(tmp_path, image=image, name="quiet", input={"uri": uri})),
             machine=LocalMachine(state=state, keep_failed=True),
             store=FolderStore(folder=tmp_path / "store"),
-            credentials=InputCredentials(
-                secrets=SecretDict({"data": {"headers": {"X-Key": secret}}})
-            ),
+            credentials=InputCredentials(secrets=SecretDict(secrets)),
             return_state=True,
         )
     finally:
