@@ -428,8 +428,12 @@ def _decode(token: bytes) -> "TimeStampResponse":
         # The library reads responses: this is one with the status `granted` around the token.
         status = b"\x30\x03\x02\x01\x00"
         response = library.decode_timestamp_response(_tlv(0x30, status + token))
-        _ = response.tst_info, response.signed_data
-    except ValueError as error:
+        # It parses late: have every mistake found here.
+        info, signed = response.tst_info, response.signed_data
+        _ = info.gen_time, info.accuracy, info.message_imprint.message
+        _ = info.message_imprint.hash_algorithm.dotted_string
+        _ = signed.certificates, signed.signer_infos
+    except Exception as error:  # it raises several kinds for malformed tokens
         raise TimestampFormatError("the timestamp cannot be read", got=str(error)) from error
     return response  # type: ignore[no-any-return]
 
