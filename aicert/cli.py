@@ -16,6 +16,7 @@ import aicert
 from aicert.errors import Error
 
 if TYPE_CHECKING:
+    from aicert.keys import PrivateKey
     from aicert.policy import Policy
     from aicert.trust import TrustStore
     from aicert.verify import Verdict
@@ -58,7 +59,11 @@ def main() -> None:
 @click.option("--reference", "references", multiple=True, type=_File,
     help="Signed reference values of a machine image. Repeatable.",
 )  # fmt: skip
+@click.option("--timestamp-root", "stamp_roots", multiple=True, type=_File,
+    help="Root of a timestamp authority that you believe. Repeatable.",
+)  # fmt: skip
 @click.option("--vsa", type=_File, help="Write the result there, as an in-toto attestation.")
+@click.option("--vsa-key", type=_File, help="Sign the attestation with this private key (PEM).")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON for programs.")
 def verify(
     certificate: Path,
@@ -69,7 +74,9 @@ def verify(
     allow_simulated: bool,
     policies: tuple[Path, ...],
     references: tuple[Path, ...],
+    stamp_roots: tuple[Path, ...],
     vsa: Path | None,
+    vsa_key: Path | None,
     as_json: bool,
 ) -> None:
     """Verify CERTIFICATE, and that the files in --model are the ones it names.
@@ -79,9 +86,13 @@ def verify(
     """
     from aicert import card
     from aicert import verify as verifier
+    from aicert.keys import load_private_key
     from aicert.policy import Policy
+    from aicert.timestamp import TimestampExtraError
+    from aicert.trust import load_certificates
 
     data = _read(certificate, as_json)
+    documents = [_read(path, as_json) for path in references]
     try:
         trust = _trust(roots, hardware_roots)
         least = verifier.Assurance.SIMULATED if allow_simulated else verifier.Assurance.HARDWARE
@@ -90,9 +101,12 @@ def verify(
             if policies
             else Policy.default(least)
         )
+        trust = policy.trust_store(trust)
+        policy.references(documents)
+        authorities = [root for path in stamp_roots for root in load_certificates(path)]
+        key = None if vsa_key is None else load_private_key(vsa_key)
     except Error as error:
         _fail(error, as_json, COULD_NOT_CHECK)
-    documents = [_read(path, as_json) for path in references]
     try:
         verdict = verifier.verify(
             data,
@@ -101,11 +115,14 @@ def verify(
             ignore=_ignored(ignore, model, certificate),
             policy=policy,
             references=documents,
+            timestamp_roots=authorities,
         )
+    except TimestampExtraError as error:
+        _fail(error, as_json, COULD_NOT_CHECK)
     except Error as error:
-        _summarise(vsa, data, policy, None, as_json)
+        _summarise(vsa, key, data, policy, None, as_json)
         _fail(error, as_json, REFUSED)
-    _summarise(vsa, data, policy, verdict, as_json)
+    _summarise(vsa, key, data, policy, verdict, as_json)
     if as_json:
         _print_json(verifier.to_json(verdict))
     else:
@@ -286,7 +303,12 @@ def _trust(roots: tuple[Path, ...], hardware_roots: tuple[Path, ...]) -> "TrustS
 
 
 def _summarise(
-    path: Path | None, data: bytes, policy: "Policy", verdict: "Verdict | None", as_json: bool
+    path: Path | None,
+    key: "PrivateKey | None",
+    data: bytes,
+    policy: "Policy",
+    verdict: "Verdict | None",
+    as_json: bool,
 ) -> None:
     """Write a verification summary, where one is asked for."""
     if path is None:
@@ -302,7 +324,7 @@ def _summarise(
     else:
         made = vsa.passed(verdict, policy, verified_on=now)
     try:
-        path.write_bytes(vsa.encode(made))
+        path.write_bytes(vsa.encode(made) if key is None else vsa.sign(made, key))
     except OSError as error:
         _fail(
             UnreadableError(f"{path} cannot be written: {error.strerror}"),
