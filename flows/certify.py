@@ -189,6 +189,9 @@ def perform(
     logger().info("run %s of %s, spec sha256:%s", run, spec.name, spec.digest)
     name = spec.name
     config = machine.config()
+    with failing_as("store"):
+        # Now, and not after hours of training.
+        store.open().check()
     chain = _Chain()
     handle = chain(provision, config, run, name=name)
     try:

@@ -21,6 +21,12 @@ from tasks.words import code, count, key_values
 
 STEP = "publish"
 
+DELAYS = [2.0, 10.0, 30.0, 60.0, 120.0, 240.0, 480.0]
+"""Seconds before each new attempt. The training is done, and its outputs end with the machine: it
+is worth a quarter of an hour to wait for a store that is away."""
+
+PATIENT = {**OPTIONS, "retries": len(DELAYS), "retry_delay_seconds": DELAYS}
+
 
 class WrongCertificateError(Error):
     """The agent returned another certificate than the one of this run."""
@@ -28,7 +34,7 @@ class WrongCertificateError(Error):
     code = "publish.wrong-certificate"
 
 
-@task(name=STEP, task_run_name=STEP, **OPTIONS)
+@task(name=STEP, task_run_name=STEP, **PATIENT)
 def publish(
     handle: dict[str, Any],
     run: str,

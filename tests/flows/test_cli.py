@@ -2,9 +2,11 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -45,6 +47,14 @@ def start(spec: Path, state: Path, **options: object) -> subprocess.Popen[str]:
     )
 
 
+@pytest.fixture(scope="module")
+def state() -> Iterator[Path]:
+    """One state folder for all: its Prefect database takes seconds to make."""
+    folder = Path(tempfile.mkdtemp(prefix="aicert-"))
+    yield folder
+    shutil.rmtree(folder, ignore_errors=True)
+
+
 @pytest.fixture
 def ended() -> Iterator[list[subprocess.Popen[str]]]:
     """End what a test started."""
@@ -82,24 +92,26 @@ def test_a_program_gets_json(image: str, state: Path, tmp_path: Path) -> None:
     assert result["weights"] is None
 
 
-def test_mistakes_in_a_spec_end_it_before_anything_starts(state: Path, tmp_path: Path) -> None:
+def test_mistakes_in_a_spec_end_it_before_anything_starts(tmp_path: Path) -> None:
+    state = tmp_path / "state"
     spec = tmp_path / "spec.yaml"
     spec.write_text("name: tiny\nimage: oci:x\ncomand: [a]\n")
     process = start(spec, state)
     _, err = process.communicate(timeout=60)
     assert process.returncode == 1
     assert f"{spec}:3:1" in err
-    assert not (state / "prefect").exists()
+    assert not state.exists()
 
 
 def test_a_failed_run_says_why_and_ends_with_status_1(
     image: str, state: Path, tmp_path: Path
 ) -> None:
-    process = start(write_spec(tmp_path, "echo nan >&2; exit 3", image=image), state, as_json=True)
+    spec = write_spec(tmp_path, "echo nan >&2; exit 3", image=image)
+    process = start(spec, state, as_json=True, store=str(tmp_path / "store"))
     out, _ = process.communicate(timeout=120)
     assert process.returncode == 1
     assert json.loads(out)["error"]["code"] == "training.exit"
-    assert published(state / "store") == ()
+    assert published(tmp_path / "store") == ()
     assert machines(state) == []
 
 

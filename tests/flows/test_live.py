@@ -12,12 +12,15 @@ import pytest
 from prefect import flow
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterKey
+from pydantic import PrivateAttr
 
 from aicert.agent import machine
 from aicert.agent.client import AgentError
+from aicert.agent.store import Store, UnreachableError
 from blocks import FolderStore, LocalMachine
 from flows.certify import certify
 from tasks import fetch as fetching
+from tasks import publish as publishing
 from tests.support.pipeline import CERTIFY, driven, machines, published, write_spec
 
 pytestmark = [pytest.mark.xdist_group("certify"), pytest.mark.usefixtures("prefect_server")]
@@ -123,6 +126,35 @@ def test_a_fetch_is_tried_again_where_that_may_help(
 
     assert retries() == ends
     assert agent.calls == calls
+
+
+class Moody(FolderStore):
+    """A store that is there when the run begins, and away twice when it is needed."""
+
+    _block_type_slug = "test-moody-store"
+    _calls: int = PrivateAttr(default=0)
+
+    def open(self) -> Store:
+        self._calls += 1
+        if self._calls in (2, 3):
+            raise UnreachableError("the store is away")
+        return super().open()
+
+
+def test_a_store_that_is_away_is_waited_for(
+    image: str, state: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(publishing.publish, "retry_delay_seconds", [0.0])
+    store = Moody(folder=tmp_path / "store")
+    ended = certify(
+        spec_file=str(write_spec(tmp_path, image=image)),
+        machine=LocalMachine(state=state),
+        store=store,
+        return_state=True,
+    )
+    assert ended.is_completed(), ended
+    assert store._calls == 5  # the check, three attempts, and the verification
+    assert len(published(tmp_path / "store")) == 1
 
 
 @pytest.mark.slow
