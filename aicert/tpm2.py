@@ -33,14 +33,17 @@ ALG_ECDSA = 0x0018
 ALG_ECC = 0x0023
 ALG_CFB = 0x0043
 
+# The order of P-256's group (FIPS 186-4, D.1.2.3): both halves of a signature lie below it.
+_P256_ORDER = 0xFFFFFFFF00000000FFFFFFFFFFFFFFFFBCE6FAADA7179E84F3B9CAC2FC632551
+
 # TPM_ECC_CURVE, 6.4
 _CURVES: dict[int, ec.EllipticCurve] = {0x0003: ec.SECP256R1(), 0x0004: ec.SECP384R1()}
 _HASHES = {ALG_SHA256: hashlib.sha256, ALG_SHA384: hashlib.sha384}
 _HASH_NAMES = {0x0004: "SHA-1", ALG_SHA256: "SHA-256", ALG_SHA384: "SHA-384", 0x000D: "SHA-512"}
 
 MAX_PCRS = 24
-MIN_RSA_BITS = 2048
-MAX_RSA_BITS = 4096
+RSA_BITS = (2048, 3072, 4096)
+MAX_RSA_BITS = RSA_BITS[-1]
 
 
 class StructureError(Error):
@@ -146,6 +149,16 @@ class _Bytes:
             raise StructureError(f"{self._name} holds a field that is too large", got=size)
         return self.take(size)
 
+    def parameter(self, limit: int) -> int:
+        """A TPM2B_ECC_PARAMETER (11.2.5.1): as wide as the curve, or without leading zeros.
+
+        Some TPMs pad, some strip; any other width would let one number be written in many ways.
+        """
+        data = self.sized(limit)
+        if not data or (len(data) < limit and not data[0]):
+            raise StructureError(f"{self._name} holds a number that is not canonical", got=data)
+        return int.from_bytes(data, "big")
+
     def done(self) -> None:
         if left := len(self._data) - self._position:
             raise TrailingBytesError(f"{left} byte(s) follow {self._name}")
@@ -167,6 +180,7 @@ class Attributes:
     DECRYPT: ClassVar[int] = 1 << 17
     SIGN: ClassVar[int] = 1 << 18
 
+    # 8.3.2, and bits 8 and 9 of revision 1.83
     _NAMES: ClassVar[dict[int, str]] = {
         1 << 1: "fixedTPM",
         1 << 2: "stClear",
@@ -224,7 +238,8 @@ class Public:
 
         Raises:
             AttributesError: it is not.
-            KeySizeError: it is of a size or curve that attestation keys may not have.
+            KeySizeError: it is on a curve that attestation keys may not have.
+            AkError: it has a symmetric algorithm, which only storage keys have.
         """
         a = Attributes
         needed = a.FIXED_TPM | a.FIXED_PARENT | a.SENSITIVE_DATA_ORIGIN | a.RESTRICTED | a.SIGN
@@ -236,7 +251,18 @@ class Public:
                 advice="do not use this certificate: such a key can sign forged quotes",
             )
         if isinstance(self.key, ec.EllipticCurvePublicKey) and self.key.key_size != 256:
-            raise KeySizeError("the attestation key's curve", got=self.key.curve.name)
+            raise KeySizeError(
+                "the attestation key's curve is not accepted",
+                got=self.key.curve.name,
+                expected="secp256r1 (P-256)",
+            )
+        # No TPM makes a signing key with one (Part 2, 12.2.3.5 and 12.2.3.6): it was made up.
+        if self.symmetric_bits is not None:
+            raise AkError(
+                "the attestation key has a symmetric algorithm, as only storage keys have",
+                got=f"AES-{self.symmetric_bits}",
+                expected="none",
+            )
 
 
 def parse_public(data: bytes) -> Public:
@@ -245,7 +271,8 @@ def parse_public(data: bytes) -> Public:
     Raises:
         StructureError: it is not one, or of a type that is not RSA or ECC.
         AlgorithmError: it names an algorithm that is not accepted; SHA-1 never is.
-        KeySizeError: RSA under 2,048 bits or with an odd exponent, or a point off its curve.
+        KeySizeError: RSA of another size than 2,048, 3,072 or 4,096 bits or with another exponent
+            than 65,537; another curve than P-256 or P-384, or a point off it.
     """
     cursor = _Bytes(data, "the public area")
     kind = cursor.u16()
@@ -253,6 +280,8 @@ def parse_public(data: bytes) -> Public:
     if name_algorithm not in _HASHES:
         raise _refused("nameAlg", name_algorithm, "SHA-256 or SHA-384")
     attributes = Attributes(cursor.u32())
+    if reserved := attributes.value & ~sum(Attributes._NAMES):
+        raise StructureError("reserved attributes are set", got=Attributes(reserved))
     policy = cursor.sized(64)
     symmetric_bits = _read_symmetric(cursor)
     scheme = _read_scheme(cursor, kind)
@@ -306,12 +335,14 @@ def _read_scheme(cursor: _Bytes, kind: int) -> tuple[int, int] | None:
 def _read_rsa(cursor: _Bytes) -> rsa.RSAPublicKey:
     """TPMS_RSA_PARMS (12.2.3.5), from keyBits on, and the modulus."""
     bits, exponent = cursor.u16(), cursor.u32() or 65537  # zero stands for 2^16 + 1
-    modulus = int.from_bytes(cursor.sized(MAX_RSA_BITS // 8), "big")
-    if not MIN_RSA_BITS <= bits <= MAX_RSA_BITS or modulus.bit_length() != bits:
+    octets = cursor.sized(MAX_RSA_BITS // 8)
+    modulus = int.from_bytes(octets, "big")
+    # The modulus fills its field (11.2.4.5): with leading zeros one key would have many names.
+    if bits not in RSA_BITS or len(octets) * 8 != bits or modulus.bit_length() != bits:
         raise KeySizeError(
             "the RSA key's size is not accepted",
-            got=f"{bits} bits stated, {modulus.bit_length()} in the modulus",
-            expected=f"{MIN_RSA_BITS} to {MAX_RSA_BITS} bits",
+            got=f"{bits} bits stated, {modulus.bit_length()} in {len(octets)} bytes of modulus",
+            expected=f"{', '.join(map(str, RSA_BITS))} bits",
         )
     if exponent != 65537:
         raise KeySizeError("the RSA key's exponent is not accepted", got=exponent, expected=65537)
@@ -329,10 +360,7 @@ def _read_ecc(cursor: _Bytes) -> ec.EllipticCurvePublicKey:
     if (kdf := cursor.u16()) != ALG_NULL:
         raise _refused("kdf", kdf, "none")
     size = (curve.key_size + 7) // 8
-    x, y = cursor.sized(size), cursor.sized(size)
-    numbers = ec.EllipticCurvePublicNumbers(
-        int.from_bytes(x, "big"), int.from_bytes(y, "big"), curve
-    )
+    numbers = ec.EllipticCurvePublicNumbers(cursor.parameter(size), cursor.parameter(size), curve)
     try:
         return numbers.public_key()  # refuses a point that is not on the curve
     except ValueError as error:
@@ -382,6 +410,9 @@ def parse_signature(data: bytes) -> Signature:
     Raises:
         StructureError: it is not one.
         AlgorithmError: another scheme or hash; SHA-1 is never accepted.
+
+    The two numbers of ECDSA lie in [1, n - 1] (FIPS 186-4, 6.4.2). Both s and n - s are accepted,
+    as TPMs make either: a signature's bytes are not an identity.
     """
     cursor = _Bytes(data, "the signature")
     scheme, algorithm = cursor.u16(), cursor.u16()
@@ -390,8 +421,10 @@ def parse_signature(data: bytes) -> Signature:
     if algorithm != ALG_SHA256:
         raise _refused("the signature's hash", algorithm, "SHA-256")
     if scheme == ALG_ECDSA:
-        r, s = cursor.sized(32), cursor.sized(32)  # P-256, the only curve that an AK may have
-        encoded = encode_dss_signature(int.from_bytes(r, "big"), int.from_bytes(s, "big"))
+        r, s = cursor.parameter(32), cursor.parameter(32)  # P-256: no AK is on another curve
+        if not (0 < r < _P256_ORDER and 0 < s < _P256_ORDER):
+            raise StructureError("the signature's numbers are not in the range of its curve")
+        encoded = encode_dss_signature(r, s)
     else:
         encoded = cursor.sized(MAX_RSA_BITS // 8)
     cursor.done()
@@ -537,10 +570,20 @@ def check_quote(message: bytes, signature: bytes, public: Public) -> Attest:
         public: the attestation key.
 
     Raises:
+        AkError: the key's own scheme leaves its hash open, or is not with SHA-256.
         QuoteSignatureError: the signature is not the key's over this message.
         Error: (as `parse_attest`, `parse_signature`) a structure is not accepted.
     """
     attest = parse_attest(message)
+    # A restricted key always has a scheme (Part 2, 12.2.3.5 and 12.2.3.6). One with another hash
+    # could be honest: it is named here, rather than called a forger below.
+    if public.scheme is None or public.scheme[1] != ALG_SHA256:
+        raise AkError(
+            "the attestation key's scheme is not accepted",
+            got="none" if public.scheme is None else _HASH_NAMES[public.scheme[1]],
+            expected="RSASSA, RSAPSS or ECDSA with SHA-256",
+            advice="make the attestation key with SHA-256",
+        )
     if not parse_signature(signature).verify(public, message):
         raise QuoteSignatureError(
             "the quote was not signed by the attestation key",

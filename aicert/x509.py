@@ -6,6 +6,7 @@ certificates have. Here nothing is built: the chain comes in order, leaf to root
 checked. Signatures, DER and extensions are the library's work.
 """
 
+import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -13,7 +14,7 @@ from itertools import pairwise
 from typing import TypeVar
 
 from cryptography import x509
-from cryptography.exceptions import InvalidSignature
+from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from cryptography.x509.oid import ExtensionOID, ObjectIdentifier
@@ -157,15 +158,24 @@ def verify_chain(
 ) -> ChainInfo:
     """Check a chain, leaf to root, that must certify the attestation key `key`.
 
+    Every certificate below the root is signed by the next; the root is pinned, a CA, and signed by
+    itself. So a chain has two certificates at least: a key that vouches for itself never passes.
+
     Args:
         chain: DER certificates, in order; the last is the root.
         trust: the pins; the root's fingerprint must be one of them.
-        at: the times (UTC) at which every certificate must be valid.
+        at: the times at which every certificate must be valid: one at least, with a time zone.
         key: the attestation key.
 
     Raises:
         ChainError: (a subclass) the first check that failed.
+        ValueError: the caller named no time, or one without a time zone.
     """
+    # Once for all certificates: an iterator would be used up by the first, and no date of the
+    # others checked.
+    times = tuple(at)
+    if not times or any(time.utcoffset() is None for time in times):
+        raise ValueError("a chain is checked at one time or more, each with a time zone")
     if not 1 <= len(chain) <= MAX_CERTIFICATES:
         raise ChainLengthError(
             "the certificate chain's length",
@@ -180,12 +190,13 @@ def verify_chain(
     for index, certificate in enumerate(certificates):
         _check_strength(certificate, index)
         _check_extensions(certificate, index)
-        _check_validity(certificate, index, at)
+        _check_validity(certificate, index, times)
     for index, (child, parent) in enumerate(pairwise(certificates), start=1):
         _check_ca(parent, index)
         _check_issued(child, parent, index)
     # Last: a broken chain is named as such even where its root is unknown.
     pin = _find_pin(certificates[-1], trust)
+    _check_root(certificates[-1], len(certificates) - 1)
     return ChainInfo(
         pin,
         max(certificate.not_valid_before_utc for certificate in certificates),
@@ -197,10 +208,14 @@ def _parse(der: bytes, index: int) -> x509.Certificate:
     if len(der) > MAX_CERTIFICATE_BYTES:
         raise ChainParseError(f"certificate {index} is too large", got=len(der))
     try:
-        certificate = x509.load_der_x509_certificate(der)
-        # These are read lazily: have every mistake found here.
-        _ = certificate.extensions, certificate.public_key(), certificate.subject
-        _ = certificate.issuer, certificate.signature_hash_algorithm
+        with warnings.catch_warnings():
+            # Google's names are longer than X.520 allows. What the library accepts with a warning
+            # is judged below, the same under every setting of Python's warnings.
+            warnings.simplefilter("ignore")
+            certificate = x509.load_der_x509_certificate(der)
+            # These are read lazily: have every mistake found here.
+            _ = certificate.extensions, certificate.public_key(), certificate.subject
+            _ = certificate.issuer, certificate.signature_hash_algorithm
     except Exception as error:  # the library raises several kinds for malformed certificates
         raise ChainParseError(f"certificate {index} of the chain cannot be read") from error
     if certificate.version is not x509.Version.v3:
@@ -213,9 +228,12 @@ def _parse(der: bytes, index: int) -> x509.Certificate:
 def _check_leaf(leaf: x509.Certificate, key: ec.EllipticCurvePublicKey | rsa.RSAPublicKey) -> None:
     """Check that the leaf certifies this key, for attestation.
 
-    Real AK certificates differ: Azure's have the AK usage, some of Google's the EK usage, others
-    none. What they share, and EK, CA and TLS certificates lack, is: not a CA, digitalSignature in
-    the key usage, and either no extended key usage or one of TCG's.
+    Real AK certificates differ in the extended key usage: Azure's have the AK usage, Google's of
+    2021 the EK usage alone, Google's of 2026 none. What all share is: not a CA, and a key usage
+    with digitalSignature and without keyCertSign. An EK certificate has the EK usage too, but its
+    key usage is keyEncipherment (RSA) or keyAgreement (ECC; TCG EK Credential Profile, "Key
+    Usage"): so without the AK usage, neither may be there. A TLS certificate has an extended key
+    usage, and it is not TCG's.
     """
     spki = (Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
     if leaf.public_key().public_bytes(*spki) != key.public_bytes(*spki):
@@ -239,9 +257,19 @@ def _check_leaf(leaf: x509.Certificate, key: ec.EllipticCurvePublicKey | rsa.RSA
             got=", ".join(oid.dotted_string for oid in extended),
             expected=f"{EKU_AK.dotted_string} (tcg-kp-AIKCertificate)",
         )
+    encrypts = usage.key_encipherment or usage.data_encipherment or usage.key_agreement
+    if encrypts and (extended is None or EKU_AK not in extended):
+        raise LeafUsageError(
+            "the attestation key's certificate is one for an encryption key, as an EK's",
+            expected="key usage digitalSignature alone",
+        )
 
 
 def _check_strength(certificate: x509.Certificate, index: int) -> None:
+    """Check the key, and the hash that was signed (of PSS: not that of its mask, which is no risk).
+
+    The root's own signature is held to the same: it costs nothing, and the real ones pass.
+    """
     key = certificate.public_key()
     if isinstance(key, rsa.RSAPublicKey):
         strong = key.key_size >= 2048
@@ -297,6 +325,10 @@ def _check_validity(certificate: x509.Certificate, index: int, times: Iterable[d
 
 
 def _check_ca(parent: x509.Certificate, index: int) -> None:
+    """Check RFC 5280, 6.1.4 (k) to (n): the key usage counts only where there is one.
+
+    OpenSSL's default roots have none.
+    """
     basic = _extension(parent, x509.BasicConstraints)
     usage = _extension(parent, x509.KeyUsage)
     if basic is None or not basic.ca or (usage is not None and not usage.key_cert_sign):
@@ -320,7 +352,7 @@ def _check_issued(child: x509.Certificate, parent: x509.Certificate, index: int)
         )
     try:
         child.verify_directly_issued_by(parent)
-    except (InvalidSignature, ValueError, TypeError) as error:
+    except (InvalidSignature, UnsupportedAlgorithm, ValueError, TypeError) as error:
         raise ChainSignatureError(
             f"certificate {index - 1} was not signed by certificate {index}",
             advice="do not use this certificate: somebody made up the chain",
@@ -343,6 +375,29 @@ def _find_pin(last: x509.Certificate, trust: TrustStore) -> Pin:
         expected="a root that `aicert trust` lists",
         advice="if you know this root, and only then, name it with --root FILE",
     )
+
+
+def _check_root(root: x509.Certificate, index: int) -> None:
+    """Check that what was pinned is a root: signed by itself, and a CA's.
+
+    A pin is the user's word, but for a root. With a leaf or an intermediate pinned by mistake,
+    nothing above it would be checked.
+    """
+    if root.issuer.public_bytes() != root.subject.public_bytes():
+        raise IncompleteChainError(
+            "the chain ends in a certificate that is pinned, but is not a root",
+            got=root.subject.rfc4514_string(),
+            expected=f"also the certificate of {root.issuer.rfc4514_string()}",
+            advice="pin the root, not a certificate below it",
+        )
+    _check_ca(root, index)  # again, for a chain of one certificate, which has no links
+    try:
+        root.verify_directly_issued_by(root)
+    except (InvalidSignature, UnsupportedAlgorithm, ValueError, TypeError) as error:
+        raise ChainSignatureError(
+            f"certificate {index}, the root, was not signed by itself",
+            advice="pin the root that its CA publishes",
+        ) from error
 
 
 def _extension(certificate: x509.Certificate, kind: type[E]) -> E | None:
