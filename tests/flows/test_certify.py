@@ -361,10 +361,16 @@ def test_secrets_reach_the_agent_alone(
     run = str(flow_run_of(ended))
     with client() as api:
         wanted = {"flow_run_id": {"any_": [run]}}
-        time.sleep(3)  # the last batch of the log
+        # Logs arrive in batches, later than the run's end on a busy machine.
+        deadline = time.monotonic() + 60
+        while time.monotonic() < deadline:
+            logs = api._client.post("/logs/filter", json={"logs": wanted, "limit": 200}).text
+            if "Finished in state" in logs:
+                break
+            time.sleep(0.5)
         known = [
             api._client.get(f"/flow_runs/{run}").text,
-            api._client.post("/logs/filter", json={"logs": wanted, "limit": 200}).text,
+            logs,
             api._client.post("/artifacts/filter", json={"artifacts": wanted}).text,
             api._client.post(
                 "/task_runs/filter", json={"flow_runs": {"id": wanted["flow_run_id"]}}
