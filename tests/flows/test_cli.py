@@ -115,8 +115,16 @@ def test_a_failed_run_says_why_and_ends_with_status_1(
     assert machines(state) == []
 
 
-def test_an_interrupt_ends_it_with_status_130(
-    image: str, state: Path, tmp_path: Path, ended: list[subprocess.Popen[str]]
+@pytest.mark.parametrize(
+    ("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, -signal.SIGTERM)]
+)
+def test_an_interrupt_ends_it_and_its_machine(
+    number: int,
+    status: int,
+    image: str,
+    state: Path,
+    tmp_path: Path,
+    ended: list[subprocess.Popen[str]],
 ) -> None:
     process = start(write_spec(tmp_path, "echo begun; sleep 50", image=image), state, verbose=True)
     ended.append(process)
@@ -124,8 +132,8 @@ def test_an_interrupt_ends_it_with_status_130(
     for line in process.stderr:
         if line.strip() == "begun":
             break
-    process.send_signal(signal.SIGINT)
-    assert process.wait(15) == 130
+    process.send_signal(number)
+    assert process.wait(15) == status
     assert machines(state) == []
     assert mentioning(state) == []
 
