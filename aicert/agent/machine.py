@@ -28,6 +28,8 @@ from aicert.reader import Reader
 
 START_SECONDS = 30.0
 STOP_SECONDS = 8.0
+MAX_SOCKET_PATH = 107
+"""The longest path of a Unix socket, in bytes (unix(7))."""
 
 _PASSED_ENVIRONMENT = (
     "PATH",
@@ -59,6 +61,12 @@ class RootError(MachineError):
     """The machine needs rights that this user does not have."""
 
     code = "machine.not-root"
+
+
+class StatePathError(MachineError):
+    """The folder for the machines cannot hold a socket."""
+
+    code = "machine.state-path"
 
 
 class StartError(MachineError):
@@ -157,9 +165,15 @@ def start(config: MachineConfig, run: str) -> MachineHandle:
             "the machine needs root: for namespaces of its own, and for the container engine",
             advice="run the worker (or this command) as root, for instance with sudo",
         )
-    machines = config.state / "machines"
     machine_id = secrets.token_hex(6)
-    directory = machines / machine_id
+    directory = config.state / "machines" / machine_id
+    if len(os.fsencode(directory / "agent.sock")) > MAX_SOCKET_PATH:
+        raise StatePathError(
+            "the state folder's path is too long for a socket in it",
+            got=f"{len(os.fsencode(config.state))} bytes: {config.state}",
+            expected=f"at most {MAX_SOCKET_PATH - len('/machines//agent.sock') - 12} bytes",
+            advice="choose a state folder with a shorter path",
+        )
     handle = None
     with _sweeping(config.state):
         directory.mkdir(mode=0o700)

@@ -401,6 +401,14 @@ def test_a_killed_machine_is_swept_by_the_next_start(config: MachineConfig, plac
         machine.destroy(after)
 
 
+def test_a_state_folder_with_too_long_a_path_is_named(tmp_path: Path) -> None:
+    state = tmp_path / ("x" * 100)
+    with pytest.raises(machine.StatePathError, match="too long") as caught:
+        machine.start(MachineConfig(state=state), "run")
+    assert caught.value.advice
+    assert not state.exists()
+
+
 # -- within one process, where the TPM can be reached behind the agent's back --------------------
 
 
