@@ -7,6 +7,7 @@ the data. They are named so, are for display, and decide nothing.
 """
 
 import hashlib
+import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -16,8 +17,12 @@ MAX_BYTES = 1 << 20
 MAX_EVENTS = 10_000
 MAX_EVENT_DATA = 256 << 10
 LAST_PCR = 23
+_SHOWN = 120
 
 EV_NO_ACTION = 0x00000003
+_ACTIONS = frozenset({0x00000005, 0x80000007})  # their data is text
+_VARIABLES = frozenset({0x80000001, 0x80000002, 0x8000000C, 0x800000E0})  # UEFI_VARIABLE_DATA
+_GLOBAL_VARIABLES = uuid.UUID("8be4df61-93ca-11d2-aa0d-00e098032b8c")  # UEFI 2.10, 3.3
 _SPEC_ID = b"Spec ID Event03\x00"
 _STARTUP_LOCALITY = b"StartupLocality\x00"
 
@@ -104,6 +109,40 @@ class BootEvent:
         """The type's name in the specification, or its number."""
         return _NAMES.get(self.unauthenticated_type, f"{self.unauthenticated_type:#010x}")
 
+    @property
+    def unauthenticated_variable(self) -> tuple[uuid.UUID, str, bytes] | None:
+        """The vendor, name and value of the UEFI variable that the event claims, or None.
+
+        UEFI_VARIABLE_DATA (PFP, "Measuring UEFI Variables"): GUID, length of the name in UTF-16
+        units, length of the value, name, value. Data of another form gives None, not an error.
+        """
+        data = self.unauthenticated_data
+        if self.unauthenticated_type not in _VARIABLES or len(data) < 32:
+            return None
+        units, size = (int.from_bytes(data[at : at + 8], "little") for at in (16, 24))
+        end = 32 + 2 * units
+        if end + size != len(data):
+            return None
+        try:
+            name = data[32:end].decode("utf-16-le")
+        except UnicodeDecodeError:
+            return None
+        return uuid.UUID(bytes_le=data[:16]), name, data[end:]
+
+    def describe(self) -> str:
+        """Return a line for display: the type, and the variable or action that it names.
+
+        What it says is only claimed, by whoever wrote the log; characters that do not print are
+        escaped and the line is cut to a bounded length.
+        """
+        text = ""
+        if (variable := self.unauthenticated_variable) is not None:
+            text = variable[1]
+        elif self.unauthenticated_type in _ACTIONS:
+            text = self.unauthenticated_data[:_SHOWN].decode("ascii", "replace").rstrip("\0")
+        text = text if text.isprintable() else ascii(text)[1:-1]
+        return f"{self.unauthenticated_type_name} {text[:_SHOWN]}".rstrip()
+
 
 @dataclass(frozen=True, slots=True)
 class BootLog:
@@ -124,6 +163,23 @@ class BootLog:
             old = pcrs.get(event.pcr, start.to_bytes(32, "big"))
             pcrs[event.pcr] = hashlib.sha256(old + event.digest).digest()
         return pcrs
+
+    @property
+    def claimed_secure_boot(self) -> bool | None:
+        """Whether the log says that secure boot was on; None where it does not say.
+
+        For display. The firmware measures the variable SecureBoot into PCR 7 (PFP, "PCR[7]"),
+        but only a reference value for PCR 7 tells whether this firmware is to be believed. A value
+        that its digest does not cover, or that changes within the log, says nothing.
+        """
+        values = {
+            variable[2]
+            for event in self.events
+            if event.pcr == 7 and event.digest_matches_data
+            if (variable := event.unauthenticated_variable) is not None
+            if variable[:2] == (_GLOBAL_VARIABLES, "SecureBoot")
+        }
+        return {b"\x00": False, b"\x01": True}.get(values.pop()) if len(values) == 1 else None
 
     def check(self, pcrs: Mapping[int, bytes]) -> None:
         """Check that the replay gives the quoted values of the PCRs that the log extends.
@@ -200,15 +256,16 @@ def _read_header(cursor: _Cursor) -> dict[int, int]:
     """Read the first event, in the old format, that says which digests the others have."""
     pcr, kind = cursor.number(4), cursor.number(4)
     cursor.take(20)  # a SHA-1 digest of zeros
-    if pcr != 0 or kind != EV_NO_ACTION:
+    if (pcr, kind) != (0, EV_NO_ACTION) and _is_old_format(cursor.data):
         raise NoSha256Error(
             "the boot event log is in the old format, with SHA-1 alone",
             expected="a crypto-agile log that begins with Spec ID Event03",
             advice="enable the TPM's SHA-256 bank in the firmware's settings",
         )
     header = _Cursor(cursor.blob())
-    if header.take(len(_SPEC_ID)) != _SPEC_ID:
+    if (pcr, kind) != (0, EV_NO_ACTION) or not header.data.startswith(_SPEC_ID):
         raise BootLogError("the boot event log does not begin with Spec ID Event03")
+    header.take(len(_SPEC_ID))
     header.take(4 + 1 + 1 + 1 + 1)  # platformClass, specVersionMinor, Major, Errata, uintnSize
     sizes: dict[int, int] = {}
     count = header.number(4)
@@ -229,6 +286,22 @@ def _read_header(cursor: _Cursor) -> dict[int, int]:
             advice="enable the TPM's SHA-256 bank in the firmware's settings",
         )
     return sizes
+
+
+def _is_old_format(data: bytes) -> bool:
+    """Tell whether this is a log of TCG_PCR_EVENT throughout: PCR, type, SHA-1, size, data."""
+    cursor = _Cursor(data)
+    end = len(data.rstrip(b"\x00"))
+    try:
+        while cursor.position < end:
+            pcr = cursor.number(4)
+            cursor.take(4 + 20)
+            cursor.blob()
+            if pcr > LAST_PCR:
+                return False
+    except BootLogError:
+        return False
+    return cursor.position > 0
 
 
 def _read_event(cursor: _Cursor, sizes: Mapping[int, int]) -> BootEvent:

@@ -12,6 +12,7 @@ from types import MappingProxyType
 from typing import Literal
 
 from cryptography import x509
+from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives.serialization import Encoding
 
 from aicert.errors import Error
@@ -93,8 +94,10 @@ class TrustStore:
     def with_roots(self, path: Path, assurance: Worth = "simulated") -> "TrustStore":
         """Return a store with the roots in a PEM or DER file, or in the files of a folder.
 
+        A root that has expired is accepted: evidence is checked at the time of its run.
+
         Raises:
-            TrustError: nothing there is a certificate, or a file cannot be read.
+            TrustError: nothing there is a certificate, one is not a root, or a file cannot be read.
         """
         if path.is_dir():
             paths = sorted(p for p in path.iterdir() if p.suffix.lower() in _SUFFIXES)
@@ -109,7 +112,7 @@ class TrustStore:
         return self.with_pins(
             Pin(_name(root), fingerprint(root), assurance, str(file))
             for file in paths
-            for root in load_certificates(file)
+            for root in _load_roots(file)
         )
 
     def find(self, fingerprint: str) -> Pin | None:
@@ -146,6 +149,28 @@ def load_certificates(path: Path) -> tuple[x509.Certificate, ...]:
         raise TrustError(
             "the file holds no certificate", got=path, expected="X.509 in PEM or DER"
         ) from error
+
+
+def _load_roots(path: Path) -> tuple[x509.Certificate, ...]:
+    """Load roots, and refuse here, where the file is known, what no chain can end in."""
+    roots = load_certificates(path)
+    for root in roots:
+        if not _is_root(root):
+            raise TrustError(
+                "the certificate is not a root",
+                got=f"{_name(root)} in {path}",
+                expected="a CA's certificate that is signed by itself",
+                advice="name the root of the chain, not a certificate below it",
+            )
+    return roots
+
+
+def _is_root(certificate: x509.Certificate) -> bool:
+    try:
+        certificate.verify_directly_issued_by(certificate)
+        return certificate.extensions.get_extension_for_class(x509.BasicConstraints).value.ca
+    except (InvalidSignature, UnsupportedAlgorithm, x509.ExtensionNotFound, ValueError, TypeError):
+        return False
 
 
 def _name(certificate: x509.Certificate) -> str:

@@ -222,6 +222,10 @@ def _parse(der: bytes, index: int) -> x509.Certificate:
         raise ChainParseError(f"certificate {index} is not X.509 version 3")
     if certificate.public_bytes(Encoding.DER) != der:
         raise ChainParseError(f"certificate {index} is not in DER, or bytes follow it")
+    # The signature comes last, a BIT STRING of whole octets: the octet before it counts unused
+    # bits. The library takes another count too, and nothing signs it.
+    if der[-len(certificate.signature) - 1]:
+        raise ChainParseError(f"the signature of certificate {index} is not in whole octets")
     return certificate
 
 
