@@ -1,6 +1,8 @@
-"""What every test has: a guard against the outside world, and short paths for sockets."""
+"""What every test has: a guard against the outside world, short paths for sockets, one server."""
 
+import atexit
 import ipaddress
+import os
 import shutil
 import socket
 import sys
@@ -10,6 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
+# Before Prefect is imported: its settings are read once.
+os.environ.setdefault("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
+if "PREFECT_HOME" not in os.environ:
+    os.environ["PREFECT_HOME"] = tempfile.mkdtemp(prefix="aicert-prefect-")
+    atexit.register(shutil.rmtree, os.environ["PREFECT_HOME"], ignore_errors=True)
 
 _outside: list[str] = []
 
@@ -60,6 +68,21 @@ def short_tmp() -> Iterator[Path]:
     folder = Path(tempfile.mkdtemp(prefix="ac-"))
     yield folder
     shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture(scope="session")
+def prefect_server() -> Iterator[str]:
+    """Start a server with a database of its own, and yield the address of its API.
+
+    One a process: Prefect's worker for events keeps the server that it met first.
+    """
+    from prefect.settings import PREFECT_API_URL
+    from prefect.testing.utilities import prefect_test_harness
+
+    with prefect_test_harness(server_startup_timeout=120):
+        url = PREFECT_API_URL.value()
+        assert url is not None and "127.0.0.1" in url
+        yield str(url)
 
 
 def pytest_configure(config: pytest.Config) -> None:
