@@ -27,6 +27,10 @@ _KEEP_FAILED = (
     "Keep the folder of a machine whose run failed, inputs and all, to look into it. "
     "You remove it yourself."
 )
+_OUTLIVE = (
+    "Seconds that a machine outlives a run whose process died, or whose certificate could not be "
+    "published: a retry of the run within that time goes on where it stood. 0: it starts over."
+)
 
 
 class Machine(Block, ABC):
@@ -92,6 +96,7 @@ class LocalMachine(Machine):
         algorithm: Algorithm of the attestation key.
         engine: Container engine.
         keep_failed: Keep the folder of a machine whose run failed.
+        outlive: Seconds that a machine outlives its run's process.
 
     Example:
         Run something on a machine of its own:
@@ -115,6 +120,7 @@ class LocalMachine(Machine):
         default="auto", title="Container engine", description=_ENGINE
     )
     keep_failed: bool = Field(default=False, title="Keep failed machines", description=_KEEP_FAILED)
+    outlive: int = Field(default=0, ge=0, le=86_400, title="Outlive", description=_OUTLIVE)
 
     def config(self) -> MachineConfig:
         """Return how to start the machine."""
@@ -124,6 +130,7 @@ class LocalMachine(Machine):
             algorithm=self.algorithm,
             engine=_engine(self.engine),
             keep=self.keep_failed,
+            outlive=self.outlive,
         )
 
     def check(self) -> list[Check]:
@@ -150,6 +157,7 @@ class HostMachine(Machine):
         algorithm: Algorithm of the attestation key.
         engine: Container engine.
         keep_failed: Keep the folder of a machine whose run failed.
+        outlive: Seconds that a machine outlives its run's process.
 
     Example:
         Find out whether this host can run certified trainings:
@@ -184,6 +192,7 @@ class HostMachine(Machine):
         default="auto", title="Container engine", description=_ENGINE
     )
     keep_failed: bool = Field(default=False, title="Keep failed machines", description=_KEEP_FAILED)
+    outlive: int = Field(default=0, ge=0, le=86_400, title="Outlive", description=_OUTLIVE)
 
     def config(self) -> MachineConfig:
         """Return how to start the machine."""
@@ -195,6 +204,7 @@ class HostMachine(Machine):
             tcti=self.tcti,
             ek_roots=self.ek_roots.expanduser().absolute(),
             keep=self.keep_failed,
+            outlive=self.outlive,
         )
 
     def check(self) -> list[Check]:

@@ -22,7 +22,7 @@ from prefect.tasks import Task
 
 from aicert.agent import machine as machines
 from aicert.agent import spec as specs
-from aicert.agent.machine import MachineConfig
+from aicert.agent.machine import MachineConfig, MachineHandle
 from aicert.agent.spec import Spec
 from aicert.errors import Error
 from blocks import (
@@ -73,11 +73,17 @@ def _run_name() -> str:
 def clean_up(flow: Flow[..., Any], flow_run: FlowRun, state: State[Any]) -> None:
     """Remove what the machine of a run left behind whose process was killed.
 
-    The machine itself ended with that process; this removes its folder, from wherever Prefect
-    calls it. Folders whose machine lives are left alone, so it can do no harm.
+    A machine ended with that process; this removes its folder, from wherever Prefect calls it. One
+    that may outlive its process is ended here where the run was cancelled, for nobody will retry
+    that; other machines that live are left alone, so it can do no harm.
     """
-    del flow, state
-    for swept in machines.sweep(state_of(flow_run.parameters.get("machine"))):
+    del flow
+    folder = state_of(flow_run.parameters.get("machine"))
+    if state.is_cancelled():
+        for machine in machines.living(folder):
+            if machine.tags.get("flowRun") == str(flow_run.id):
+                machines.destroy(machine.handle)
+    for swept in machines.sweep(folder):
         logger().info("removed what machine %s left behind", swept)
 
 
@@ -184,16 +190,16 @@ def perform(
     publish_weights: bool,
 ) -> dict[str, Any]:
     """Do every step, and destroy the machine in any case; return where the certificate is."""
-    run = str(uuid.uuid4())
     start = time.monotonic()
-    logger().info("run %s of %s, spec sha256:%s", run, spec.name, spec.digest)
     name = spec.name
     config = machine.config()
     with failing_as("store"):
         # Now, and not after hours of training.
         store.open().check()
     chain = _Chain()
-    handle = chain(provision, config, run, name=name)
+    handle = chain(provision, config, str(uuid.uuid4()), name=name, spec=spec.digest)
+    run = str(handle["run"])
+    logger().info("run %s of %s, spec sha256:%s", run, spec.name, spec.digest)
     try:
         policy = policy or own_policy(config)
         chain(job, handle, run, spec=spec.to_json(), base=base)
@@ -214,8 +220,16 @@ def perform(
         )
         command = verify_command(published, policy)
         verdict = chain(verify, published, name=name, store=store, policy=policy, command=command)
-    except Exception:
-        _destroy(chain, handle, run, keep=config.keep)
+    except Exception as error:
+        if config.outlive and isinstance(error, StepError) and error.transient:
+            logger().warning(
+                "machine %s stays for %d s: retry this run, and it goes on from here",
+                handle["id"],
+                config.outlive,
+            )
+            machines.release(MachineHandle.from_json(handle))
+        else:
+            _destroy(chain, handle, run, keep=config.keep)
         raise
     except BaseException:
         # Cancelled or interrupted: at once, and with nothing of Prefect in between.

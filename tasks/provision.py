@@ -9,24 +9,28 @@ from prefect import runtime, task
 from aicert import tpm2
 from aicert.agent import machine
 from aicert.agent.machine import MachineConfig
-from tasks.reporting import OPTIONS, announced, failing_as, show
+from tasks.reporting import OPTIONS, announced, failing_as, logger, show
 from tasks.words import code, key_values, text
 
 STEP = "provision"
 
 
 @task(name=STEP, task_run_name=STEP, **OPTIONS)
-def provision(config: MachineConfig, run: str, *, name: str) -> dict[str, Any]:
+def provision(config: MachineConfig, run: str, *, name: str, spec: str) -> dict[str, Any]:
     """Start a machine for the run and return its handle, which `attach` and `destroy` take.
 
-    The machine ends with this process at the latest; what killed ones left behind is swept first.
+    Where this is a retry and the run's machine still lives, it is that one, and the handle names
+    its run. What killed machines left behind is swept first. `spec` is the spec's digest: one that
+    was changed meanwhile needs a new machine.
     """
     with announced(STEP), failing_as(STEP):
-        handle = machine.start(config, run)
+        tags = {"flowRun": str(runtime.flow_run.id), "name": name, "spec": spec}
+        handle = machine.adopt(config, tags)
+        if handle is not None:
+            logger().warning("going on with run %s on machine %s", handle.run, handle.id)
+        else:
+            handle = machine.start(config, run, tags)
         try:
-            # For an operator who finds the folder: whose machine it is.
-            tags = {"run": run, "flowRun": runtime.flow_run.id, "spec": name}
-            (handle.directory / "tags.json").write_text(json.dumps(tags))
             with machine.attach(handle) as client:
                 identity, health = client.identity(), client.health()
             public = tpm2.parse_public(identity.ak_public)

@@ -5,9 +5,11 @@ kernel ends its TPM, its containers and everything else with it, however it ends
 """
 
 import argparse
+import fcntl
 import os
 import sys
 import threading
+import time
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -18,6 +20,7 @@ from aicert.agent.tpm import Tpm
 from aicert.errors import Error
 
 BOOT_EVENT_LOG = Path("/sys/kernel/security/tpm0/binary_bios_measurements")
+_LOOK_SECONDS = 0.2
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -32,10 +35,11 @@ def main(arguments: list[str] | None = None) -> int:
     )
     parser.add_argument("--algorithm", choices=("ecc", "rsa"), default="ecc", help="of the AK")
     parser.add_argument("--engine", choices=("podman", "docker"), help="container engine")
-    parser.add_argument("--lifeline", type=int, help="file descriptor; its end ends the agent")
+    parser.add_argument("--keeper", type=Path, help="file; the agent ends when nobody locks it")
+    parser.add_argument("--outlive", type=float, default=0, help="seconds to wait for a new keeper")
     options = parser.parse_args(arguments)
-    if options.lifeline is not None:
-        _die_with(options.lifeline)
+    if options.keeper is not None:
+        _die_without(options.keeper, options.outlive)
     try:
         with ExitStack() as stack:
             tcti = options.tpm
@@ -57,16 +61,27 @@ def main(arguments: list[str] | None = None) -> int:
     return 0
 
 
-def _die_with(descriptor: int) -> None:
-    """End this process when the other end of the pipe closes: its holder has ended."""
+def _die_without(keeper: Path, outlive: float) -> None:
+    """End this process `outlive` seconds after the last process that holds a file's lock."""
+    descriptor = os.open(keeper, os.O_RDWR | os.O_CLOEXEC)
 
     def wait() -> None:
-        while os.read(descriptor, 1):
-            pass
-        # Not sys.exit: nothing may stand between the end of the pipe and the end of the agent.
-        os._exit(3)
+        while True:
+            # Waits until its keeper lets go of it, for the kernel does that for a dead process.
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+            fcntl.flock(descriptor, fcntl.LOCK_UN)
+            deadline = time.monotonic() + outlive
+            try:
+                while time.monotonic() < deadline:
+                    time.sleep(_LOOK_SECONDS)
+                    fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    fcntl.flock(descriptor, fcntl.LOCK_UN)
+            except BlockingIOError:
+                continue  # somebody has adopted the machine
+            # Not sys.exit: nothing may stand between the end of the keeper and that of the agent.
+            os._exit(3)
 
-    threading.Thread(target=wait, name="lifeline", daemon=True).start()
+    threading.Thread(target=wait, name="keeper", daemon=True).start()
 
 
 def _boot_event_log(tcti: object) -> bytes | None:

@@ -5,6 +5,7 @@ never sees: the CA challenges the agent's TPM and then certifies its key.
 """
 
 import fcntl
+import json
 import os
 import secrets
 import shutil
@@ -13,7 +14,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -28,6 +29,10 @@ from aicert.reader import Reader
 
 START_SECONDS = 30.0
 STOP_SECONDS = 8.0
+_TAKE_OVER_SECONDS = 1.0
+_ABOUT = "machine.json"
+_KEEPER = "keeper"
+_KEPT = "kept"
 MAX_SOCKET_PATH = 107
 """The longest path of a Unix socket, in bytes (unix(7))."""
 
@@ -87,6 +92,9 @@ class MachineConfig:
 
     `local` starts a software TPM of its own; `host` uses the TPM that `tcti` names, whose EK
     certificate must chain to a root in `ek_roots` (PEM).
+
+    The machine ends with the process that started it, or `outlive` seconds later: until then
+    another process may adopt it. `keep` keeps the folder of a machine whose run failed.
     """
 
     kind: Literal["local", "host"] = "local"
@@ -96,6 +104,7 @@ class MachineConfig:
     tcti: str = "device:/dev/tpmrm0"
     ek_roots: Path | None = None
     keep: bool = False
+    outlive: int = 0
 
     @property
     def ca(self) -> Path:
@@ -147,15 +156,19 @@ class MachineHandle:
         return handle
 
 
-# Of the machines that this process started: the process, and the pipe whose end ends the agent.
-_started: dict[str, tuple[subprocess.Popen[bytes], int]] = {}
+# Of the machines that this process keeps: the process, where it started it itself, and the lock
+# whose end ends the agent.
+_keeps: dict[str, tuple[subprocess.Popen[bytes] | None, int]] = {}
 _lock = threading.Lock()
 
 
-def start(config: MachineConfig, run: str) -> MachineHandle:
+def start(
+    config: MachineConfig, run: str, tags: Mapping[str, str | None] | None = None
+) -> MachineHandle:
     """Start a machine for one run: its agent answers and its attestation key is certified.
 
-    The machine ends when `destroy` is called or this process ends, whichever comes first.
+    The machine ends when `destroy` is called or, `config.outlive` seconds later, when this process
+    ends. `tags` say whose it is, for `adopt` and for whoever finds the folder.
 
     Raises:
         MachineError: it could not be started; nothing of it is left.
@@ -195,6 +208,8 @@ def start(config: MachineConfig, run: str) -> MachineHandle:
             challenge = enrollment.begin(client.identity())
             answer = client.activate(challenge.credential_blob, challenge.encrypted_secret)
             client.set_ak_certificate(enrollment.finish(answer))
+        about = {"handle": handle.to_json(), "tags": dict(tags or {})}
+        (directory / _ABOUT).write_text(json.dumps(about))
     except BaseException:
         if handle is not None:
             destroy(handle)
@@ -203,6 +218,51 @@ def start(config: MachineConfig, run: str) -> MachineHandle:
     finally:
         os.close(lock)
     return handle
+
+
+def adopt(config: MachineConfig, tags: Mapping[str, str]) -> MachineHandle | None:
+    """Take over the living machine that has these tags, where its process has ended; or None.
+
+    The machine then ends with this process. One whose run cannot go on is destroyed.
+    """
+    for machine in living(config.state):
+        if any(machine.tags.get(name) != value for name, value in tags.items()):
+            continue
+        handle = machine.handle
+        with _lock:
+            mine = handle.id in _keeps
+        if not mine:
+            keeper = _take_over(handle.directory)
+            if keeper is None:
+                continue  # somebody else keeps it, or it has just ended
+            with _lock:
+                _keeps[handle.id] = (None, keeper)
+        with suppress(Error), attach(handle) as client:
+            health = client.health()
+            if not health["spent"] and health["run"] in (None, handle.run):
+                return handle
+        destroy(handle)
+    return None
+
+
+@dataclass(frozen=True, slots=True)
+class Living:
+    """A machine that lives: its handle, and the tags that it was started with."""
+
+    handle: MachineHandle
+    tags: dict[str, str]
+
+
+def living(state: Path) -> list[Living]:
+    """Return the machines that live in a state folder, whoever started them."""
+    found = []
+    for about in sorted((state / "machines").glob(f"*/{_ABOUT}")):
+        with suppress(OSError, ValueError, KeyError, Error):
+            value = json.loads(about.read_text())
+            machine = Living(MachineHandle.from_json(value["handle"]), value["tags"])
+            if _held(about.parent):
+                found.append(machine)
+    return found
 
 
 def attach(handle: MachineHandle) -> AgentClient:
@@ -216,11 +276,9 @@ def destroy(handle: MachineHandle, *, keep: bool = False) -> None:
     The agent gets a moment to stop its container; then the kernel ends the whole namespace.
     """
     with _lock:
-        process, lifeline = _started.pop(handle.id, (None, None))
+        process, keeper = _keeps.pop(handle.id, (None, None))
     if process is not None and process.poll() is None:
         _end(process)
-    if lifeline is not None:
-        os.close(lifeline)
     if process is None and _held(handle.directory):
         # Started by another process: its folder's lock says that it still lives.
         with suppress(ProcessLookupError):
@@ -228,12 +286,27 @@ def destroy(handle: MachineHandle, *, keep: bool = False) -> None:
         deadline = time.monotonic() + STOP_SECONDS
         while _held(handle.directory) and time.monotonic() < deadline:
             time.sleep(0.05)
-    if not keep:
+    if keeper is not None:
+        os.close(keeper)
+    if keep and handle.directory.exists():
+        (handle.directory / _KEPT).touch()
+    else:
         _remove(handle.directory)
 
 
+def release(handle: MachineHandle) -> None:
+    """Keep a machine no longer: it ends by itself, unless it is adopted before."""
+    with _lock:
+        _, keeper = _keeps.pop(handle.id, (None, None))
+    if keeper is not None:
+        os.close(keeper)
+
+
 def sweep(state: Path) -> list[str]:
-    """Remove what machines left behind that were killed; return their ids."""
+    """Remove what machines left behind that were killed; return their ids.
+
+    Folders that were kept on purpose stay.
+    """
     with _sweeping(state) as removed:
         return removed
 
@@ -249,7 +322,7 @@ def _sweeping(state: Path) -> Iterator[list[str]]:
         yield [
             directory.name
             for directory in sorted(machines.iterdir())
-            if not _held(directory) and _remove(directory)
+            if not _held(directory) and not (directory / _KEPT).exists() and _remove(directory)
         ]
     finally:
         os.close(descriptor)
@@ -259,9 +332,10 @@ def _spawn(config: MachineConfig, directory: Path, tpm: str, lock: int) -> subpr
     """Start the agent as PID 1 of its own PID and mount namespace.
 
     `--kill-child` ends the agent with `unshare`; the kernel ends the rest of the namespace with
-    the agent, container and TPM included. The lifeline ends the agent with this process.
+    the agent, container and TPM included. The keeper's lock ends the agent with this process.
     """
-    ours, theirs = os.pipe()
+    keeper = os.open(directory / _KEEPER, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
+    fcntl.flock(keeper, fcntl.LOCK_EX)
     command = [
         "unshare", "--pid", "--fork", "--kill-child", "--mount", "--mount-proc", "--",
         sys.executable, "-I", "-m", "aicert.agent",
@@ -269,7 +343,8 @@ def _spawn(config: MachineConfig, directory: Path, tpm: str, lock: int) -> subpr
         "--socket", str(directory / "agent.sock"),
         "--tpm", tpm,
         "--algorithm", config.algorithm,
-        "--lifeline", str(ours),
+        "--keeper", str(directory / _KEEPER),
+        "--outlive", str(config.outlive),
     ]  # fmt: skip
     if config.engine is not None:
         command += ["--engine", config.engine]
@@ -282,12 +357,11 @@ def _spawn(config: MachineConfig, directory: Path, tpm: str, lock: int) -> subpr
             stderr=log,
             env=environment,
             cwd="/",
-            pass_fds=(ours, lock),
+            pass_fds=(lock,),
             start_new_session=True,
         )
-    os.close(ours)
     with _lock:
-        _started[directory.name] = (process, theirs)
+        _keeps[directory.name] = (process, keeper)
     return process
 
 
@@ -320,29 +394,41 @@ def _end(process: subprocess.Popen[bytes]) -> None:
         process.wait()
 
 
-@contextmanager
-def _opened(path: Path) -> Iterator[int | None]:
+def _try_lock(path: Path) -> int | None:
+    """Lock a file and return its descriptor; None where somebody holds it."""
+    descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC)
     try:
-        descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC)
-    except OSError:
-        yield None
-        return
-    try:
-        yield descriptor
-    finally:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
         os.close(descriptor)
+        return None
+    return descriptor
+
+
+def _take_over(directory: Path) -> int | None:
+    """Become the keeper of a machine that has none; None where it has one."""
+    deadline = time.monotonic() + _TAKE_OVER_SECONDS
+    while _held(directory):
+        with suppress(OSError):
+            # The agent itself looks at the lock now and then, for an instant.
+            if (keeper := _try_lock(directory / _KEEPER)) is not None:
+                return keeper
+        if time.monotonic() > deadline:
+            break
+        time.sleep(0.05)
+    return None
 
 
 def _held(directory: Path) -> bool:
     """Tell whether somebody holds the folder's lock: its machine lives, or is being made."""
-    with _opened(directory / "lock") as descriptor:
-        if descriptor is None:
-            return False
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return True
+    try:
+        descriptor = _try_lock(directory / "lock")
+    except OSError:
         return False
+    if descriptor is None:
+        return True
+    os.close(descriptor)
+    return False
 
 
 def _remove(directory: Path) -> bool:

@@ -27,6 +27,7 @@ from aicert.manifest import File, Manifest
 from aicert.trust import TrustStore
 from aicert.verify import Assurance, Verdict, verify
 from examples.images import tiny
+from tests.support.pipeline import await_true
 
 pytestmark = pytest.mark.skipif(
     os.geteuid() != 0, reason="machines need namespaces and containers: run the tests as root"
@@ -35,6 +36,9 @@ pytestmark = pytest.mark.skipif(
 TRAIN = "cat /inputs/data/in.txt; echo w > /outputs/model.bin; printf '{\"loss\": 0.5}' > " + (
     "/outputs/metrics.json"
 )
+
+
+RUN = "6f1c0a52-6a2e-4c39-9a0f-0d6ad8f3b7c1"
 
 
 @pytest.fixture(scope="module")
@@ -384,10 +388,11 @@ def test_a_killed_machine_is_swept_by_the_next_start(config: MachineConfig, plac
     live.job(spec())
     live.step("fetch")
     with machine._lock:
-        process, lifeline = machine._started.pop(handle.id)
+        process, keeper = machine._keeps.pop(handle.id)
+    assert process is not None
     process.kill()
     process.wait()
-    os.close(lifeline)
+    os.close(keeper)
     assert handle.directory.exists()
     deadline = time.monotonic() + 10
     while machine._held(handle.directory):  # the kernel ends the namespace on its own time
@@ -399,6 +404,95 @@ def test_a_killed_machine_is_swept_by_the_next_start(config: MachineConfig, plac
         assert after.directory.exists()
     finally:
         machine.destroy(after)
+
+
+def abandon(handle: MachineHandle) -> None:
+    """Let go of a machine as the kernel does it for a process that dies."""
+    with machine._lock:
+        _, keeper = machine._keeps.pop(handle.id)
+    os.close(keeper)
+
+
+def lives(handle: MachineHandle) -> bool:
+    return machine._held(handle.directory)
+
+
+def test_a_machine_ends_with_the_process_that_keeps_it(config: MachineConfig) -> None:
+    handle = machine.start(config, "run")
+    try:
+        abandon(handle)
+        await_true(lambda: not lives(handle), 5, "the machine ends")
+    finally:
+        machine.destroy(handle)
+
+
+def test_a_machine_that_outlives_its_process_goes_on_where_it_stood(
+    config: MachineConfig, place: Path
+) -> None:
+    config = dataclasses.replace(config, outlive=60)
+    handle = machine.start(config, RUN, {"flowRun": "a"})
+    try:
+        Live(handle, place, RUN).job(spec())
+        assert machine.adopt(config, {"flowRun": "b"}) is None
+        abandon(handle)
+        assert machine.sweep(config.state) == []
+        adopted = machine.adopt(config, {"flowRun": "a"})
+        assert adopted == handle
+        live = Live(adopted, place, RUN)
+        assert live.job(spec())["summary"]["spec"]  # joined: it is not measured a second time
+        assert live.client.health()["steps"] == {"job": "done"}
+        live.step("fetch")
+        machine.destroy(adopted)
+        assert not lives(handle)
+        assert not handle.directory.exists()
+    finally:
+        machine.destroy(handle)
+
+
+def test_a_machine_that_is_kept_by_another_is_not_taken_over(config: MachineConfig) -> None:
+    config = dataclasses.replace(config, outlive=60)
+    handle = machine.start(config, RUN, {"flowRun": "a"})
+    try:
+        with machine._lock:
+            held = machine._keeps.pop(handle.id)  # as if another process held it
+        assert machine.adopt(config, {"flowRun": "a"}) is None
+        assert lives(handle)
+        with machine._lock:
+            machine._keeps[handle.id] = held
+    finally:
+        machine.destroy(handle)
+
+
+def test_a_machine_that_nobody_adopts_ends_by_itself(config: MachineConfig) -> None:
+    handle = machine.start(dataclasses.replace(config, outlive=1), RUN, {"flowRun": "a"})
+    try:
+        machine.release(handle)
+        assert lives(handle)
+        await_true(lambda: not lives(handle), 6, "the machine ends")
+    finally:
+        machine.destroy(handle)
+
+
+def test_a_machine_whose_run_is_spent_is_not_adopted(config: MachineConfig, place: Path) -> None:
+    config = dataclasses.replace(config, outlive=60)
+    handle = machine.start(config, RUN, {"flowRun": "a"})
+    try:
+        live = Live(handle, place, RUN)
+        live.job(spec())
+        live.client.cancel(RUN)
+        machine.release(handle)
+        assert machine.adopt(config, {"flowRun": "a"}) is None
+        assert not lives(handle)
+    finally:
+        machine.destroy(handle)
+
+
+def test_a_folder_that_is_kept_is_not_swept(config: MachineConfig) -> None:
+    handle = machine.start(config, "run")
+    machine.destroy(handle, keep=True)
+    assert machine.sweep(config.state) == []
+    assert handle.directory.exists()
+    assert not lives(handle)
 
 
 def test_a_state_folder_with_too_long_a_path_is_named(tmp_path: Path) -> None:
