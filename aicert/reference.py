@@ -390,17 +390,42 @@ class Finding:
 
 
 @dataclass(frozen=True, slots=True)
+class LogCount:
+    """How many events a log has, and for how many the digest is not that of the data beside it.
+
+    For these the data is not authenticated at all (some digests are of what the data only
+    describes, such as a program). The type of an event never is.
+    """
+
+    events: int
+    data_not_authenticated: int
+
+    def __str__(self) -> str:
+        """Say it, for a person."""
+        return (
+            f"what the boot event log tells of its {self.events} event(s): no digest covers their "
+            f"types, nor the data of {self.data_not_authenticated}; the digests alone decide"
+        )
+
+
+@dataclass(frozen=True, slots=True)
 class BootResult:
     """What the boot measurements show. `measured` is true only for a complete match.
 
     `matches` are all the documents' shapes that match; `nearest` is the one that comes closest
     where none does. `pcrs` is the account of each PCR, by the first match or by the log alone.
+    `log` says how much of a boot event log that replayed is authenticated; None without one.
     """
 
-    log_replayed: bool
+    log: LogCount | None
     matches: tuple[Finding, ...]
     nearest: Finding | None
     pcrs: tuple[PcrResult, ...]
+
+    @property
+    def log_replayed(self) -> bool:
+        """Tell whether there was a boot event log, which then replayed to the quoted PCRs."""
+        return self.log is not None
 
     @property
     def measured(self) -> bool:
@@ -439,7 +464,11 @@ def check_boot(
     if findings and not matches:
         nearest = min(findings, key=lambda finding: len(finding.problems))
     account = matches[0].pcrs if matches else tuple(_explain(pcrs, replayed))
-    return BootResult(log is not None, matches, nearest, account)
+    count = None
+    if log is not None:
+        bare = sum(not event.digest_matches_data for event in log.events)
+        count = LogCount(len(log.events), bare)
+    return BootResult(count, matches, nearest, account)
 
 
 def _check_firmware(

@@ -480,6 +480,8 @@ def _not_proved(
         )
     elif loose := [result.pcr for result in boot.pcrs if result.kind in ("log", "open")]:
         limits.append(f"what PCRs {loose} stand for: the reference values leave them open")
+    if boot.log is not None:
+        limits.append(str(boot.log))
     limits += times.not_proved()
     limits.append("that the data is lawful or unbiased, the code harmless, or the model good")
     if run.end.metrics is not None:
@@ -508,6 +510,12 @@ def to_json(verdict: Verdict) -> dict[str, Any]:
         "boot": {
             "measured": verdict.boot.measured,
             "image": str(verdict.boot.matches[0]) if verdict.boot.matches else None,
+            "log": None
+            if verdict.boot.log is None
+            else {
+                "events": verdict.boot.log.events,
+                "dataNotAuthenticated": verdict.boot.log.data_not_authenticated,
+            },
             "pcrs": {str(pcr.pcr): [pcr.kind, pcr.text] for pcr in verdict.boot.pcrs},
         },
         "time": verdict.times.to_json(),

@@ -43,12 +43,12 @@ MODEL = {"metrics.json": "{}", "model.safetensors": "weights"}
 
 @dataclass
 class Case:
-    """One case; `expect` is `verified` or the code of the error."""
+    """One case; `expect` is `verified` or the code of the error; `make` gives its files too."""
 
     name: str
     why: str
     expect: str
-    make: Callable[[], bytes]
+    make: Callable[[], tuple[bytes, dict[str, bytes]]]
     model: dict[str, Any] | None = field(default_factory=lambda: dict(MODEL))
     options: tuple[str, ...] = ("--allow-simulated",)
     extra: dict[str, Any] = field(default_factory=dict)
@@ -60,12 +60,18 @@ CASES_LIST: list[Case] = []
 def case(
     name: str, expect: str, why: str, **options: Any
 ) -> Callable[[Callable[[], Any]], Callable[[], Any]]:
-    """Register a case; the function returns a certificate, or its bytes."""
+    """Register a case.
+
+    The function returns a certificate, or its bytes; or these and the other files of the case.
+    """
 
     def register(make: Callable[[], Any]) -> Callable[[], Any]:
-        def encoded() -> bytes:
+        def encoded() -> tuple[bytes, dict[str, bytes]]:
             made = make()
-            return made if isinstance(made, bytes) else bytes(made.encode())
+            certificate, files = made if isinstance(made, tuple) else (made, {})
+            if not isinstance(certificate, bytes):
+                certificate = bytes(certificate.encode())
+            return certificate, files
 
         CASES_LIST.append(Case(name, why, expect, encoded, **options))
         return make
@@ -1116,7 +1122,9 @@ replaced(
 )
 
 
-def relogged(name: str, expect: str, why: str, change: Callable[[list[Any]], Any]) -> None:
+def relogged(
+    name: str, expect: str, why: str, change: Callable[[list[Any]], Any], *, group: str = "log"
+) -> None:
     """Register a case whose log's JSON is changed after the fact."""
 
     def edit(value: dict[str, Any]) -> None:
@@ -1125,7 +1133,7 @@ def relogged(name: str, expect: str, why: str, change: Callable[[list[Any]], Any
         if isinstance(result, list):
             value["evidence"]["measurementLog"] = result
 
-    simple(f"log-{name}", expect, why, edit)
+    simple(f"{group}-{name}", expect, why, edit)
 
 
 def _renumber(items: list[Any]) -> list[Any]:
@@ -1251,7 +1259,9 @@ relogged(
 # -- statement and envelope ------------------------------------------------------------------------
 
 
-def stated(name: str, why: str, change: Callable[[dict[str, Any]], Any]) -> None:
+def stated(
+    name: str, why: str, change: Callable[[dict[str, Any]], Any], *, group: str = "statement"
+) -> None:
     """Register a case whose statement says something else, signed and quoted all the same."""
 
     def build() -> Certificate:
@@ -1261,7 +1271,7 @@ def stated(name: str, why: str, change: Callable[[dict[str, Any]], Any]) -> None
             payload=payload if isinstance(payload, bytes) else canonical.dumps(built)
         )
 
-    case(f"statement-{name}", "statement.mismatch", why)(build)
+    case(f"{group}-{name}", "statement.mismatch", why)(build)
 
 
 stated(
@@ -1423,16 +1433,6 @@ filed(
 )
 
 
-# -- policy ----------------------------------------------------------------------------------------
-
-case(
-    "policy-simulated-refused",
-    "policy.assurance",
-    "A software TPM, and a verifier that was asked for nothing.",
-    options=(),
-)(lambda: good().certificate())
-
-
 # -- writing ---------------------------------------------------------------------------------------
 
 
@@ -1445,7 +1445,9 @@ def write(target: Path) -> None:
     for item in CASES_LIST:
         folder = target / "cases" / item.name
         folder.mkdir(parents=True)
-        (folder / "certificate.json").write_bytes(item.make())
+        certificate, files = item.make()
+        for name, content in {"certificate.json": certificate, **files}.items():
+            (folder / name).write_bytes(content)
         described = {
             "expect": item.expect,
             "options": list(item.options),
@@ -1454,9 +1456,14 @@ def write(target: Path) -> None:
         }
         (folder / "case.json").write_text(json.dumps(described, indent=1) + "\n")
         verdict = "It verifies." if item.expect == "verified" else f"Refused: `{item.expect}`."
+        if item.extra.get("status") == 3:
+            verdict = f"Not checked at all: `{item.expect}`."
         (folder / "README.md").write_text(f"# {item.name}\n\n{item.why}\n\n{verdict}\n")
 
 
 if __name__ == "__main__":
-    write(HERE)
-    print(f"{len(CASES_LIST)} cases in {CASES}")
+    # Its cases register with the module `build`, which is another than this script.
+    from tests.conformance import build, demands
+
+    build.write(demands.HERE)
+    print(f"{len(build.CASES_LIST)} cases in {CASES}")

@@ -4,9 +4,11 @@ The verifier is called as
 
     VERIFIER CERTIFICATE --root ROOTS.pem [--model FOLDER] [OPTION …] --json
 
-and must exit with 0 where the certificate verifies and with 1 where it is refused, printing JSON
-with `error.code` for the reason. Another verifier may have other codes: `--verdicts` compares the
-exit status alone. By default the verifier is `aicert verify`.
+and must exit with 0 where the certificate verifies, with 1 where it is refused, and with 3 where
+the verifier's own files (a policy, reference values) cannot be used, printing JSON with
+`error.code` for the reason. Another verifier may have other codes: `--verdicts` compares alone
+whether it verifies. By default the verifier is `aicert verify`. The README beside this file
+describes a case's files.
 """
 
 import argparse
@@ -31,6 +33,8 @@ class Prepared:
     name: str
     expect: str
     arguments: tuple[str, ...]
+    status: int = 0
+    answer: Any = None
 
 
 def names() -> list[str]:
@@ -54,7 +58,15 @@ def prepare(name: str, folder: Path) -> Prepared:
         for path, content in described["model"].items():
             _put(model / path, content)
         arguments += ["--model", str(model)]
-    return Prepared(name, described["expect"], (*arguments, *described["options"], "--json"))
+    options = [option.replace("{case}", str(source)) for option in described["options"]]
+    expect = described["expect"]
+    return Prepared(
+        name,
+        expect,
+        (*arguments, *options, "--json"),
+        described.get("status", 0 if expect == "verified" else 1),
+        described.get("answer", {}),
+    )
 
 
 def _put(path: Path, content: Any) -> None:
@@ -68,8 +80,11 @@ def _put(path: Path, content: Any) -> None:
         path.symlink_to(content["link"])
 
 
-def verdict(verifier: Sequence[str], prepared: Prepared) -> str:
-    """Return what the verifier says: `verified`, or the code of its refusal."""
+def verdict(verifier: Sequence[str], prepared: Prepared, *, alone: bool = False) -> str:
+    """Return what the verifier says: `verified`, or the code of its refusal.
+
+    What is not as the case asks (status, answer) makes it something else, unless `alone`.
+    """
     done = subprocess.run(
         [*verifier, *prepared.arguments],
         stdin=subprocess.DEVNULL,
@@ -77,12 +92,27 @@ def verdict(verifier: Sequence[str], prepared: Prepared) -> str:
         timeout=60,
         check=False,
     )
-    if done.returncode == 0:
-        return "verified"
+    if done.returncode not in (0, 1, 3):
+        return "crashed"
+    if alone:
+        return "refused" if done.returncode else "verified"
     try:
-        return str(json.loads(done.stdout)["error"]["code"]) if done.returncode == 1 else "crashed"
+        answer = json.loads(done.stdout)
+        said = "verified" if done.returncode == 0 else str(answer["error"]["code"])
     except (ValueError, KeyError, TypeError):
-        return "refused" if done.returncode == 1 else "crashed"
+        return "verified" if done.returncode == 0 and not prepared.answer else "refused"
+    if done.returncode != prepared.status:
+        said += f" with exit status {done.returncode}"
+    return said if contains(answer, prepared.answer) else f"{said}, with another answer"
+
+
+def contains(answer: Any, expected: Any) -> bool:
+    """Tell whether an answer has the fields that are expected, at every depth."""
+    if not isinstance(expected, dict):
+        return bool(answer == expected)
+    return isinstance(answer, dict) and all(
+        key in answer and contains(answer[key], value) for key, value in expected.items()
+    )
 
 
 def main() -> int:
@@ -95,13 +125,14 @@ def main() -> int:
     for name in names():
         with tempfile.TemporaryDirectory() as folder:
             prepared = prepare(name, Path(folder))
-            got = verdict(options.verifier, prepared)
-        same = got == prepared.expect
-        if options.verdicts and got != "crashed":
-            same = (got == "verified") == (prepared.expect == "verified")
+            got = verdict(options.verifier, prepared, alone=options.verdicts)
+        expect = prepared.expect
+        if options.verdicts and expect != "verified":
+            expect = "refused"
+        same = got == expect
         if not same:
             wrong += 1
-            print(f"{name}: {got}, expected {prepared.expect}")
+            print(f"{name}: {got}, expected {expect}")
     print(f"{len(names()) - wrong} of {len(names())} cases as expected")
     return 1 if wrong else 0
 

@@ -1,6 +1,7 @@
 """Every case of the corpus, through the command line's own entry point."""
 
 import json
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,10 @@ NAMES = run.names()
 
 
 def test_the_corpus_is_there() -> None:
-    assert len(NAMES) >= 80
+    kinds = Counter(name.partition("-")[0] for name in NAMES)
+    assert len(NAMES) >= 260
+    assert kinds["policy"] >= 30 and kinds["bootlog"] + kinds["reference"] >= 25
+    assert kinds["timestamp"] >= 20 and kinds["downgrade"] >= 20
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -21,20 +25,27 @@ def test_case(name: str, tmp_path: Path) -> None:
     prepared = run.prepare(name, tmp_path)
     done = CliRunner().invoke(main, ["verify", *prepared.arguments])
     answer = json.loads(done.stdout)
+    assert run.contains(answer, prepared.answer), answer
     if prepared.expect == "verified":
         assert (done.exit_code, answer["verdict"]) == (0, "verified"), answer
         return
-    assert done.exit_code == 1
-    assert answer["verdict"] == "refused"
+    assert done.exit_code == prepared.status, answer
+    assert answer["verdict"] == {1: "refused", 3: "error"}[prepared.status]
     assert answer["error"]["code"] == prepared.expect, answer["error"]
     assert answer["error"]["message"]
 
 
 def test_a_refusal_and_a_verdict_through_the_real_command(tmp_path: Path) -> None:
-    """The in-process runs above stand for the command: show it for one of each."""
+    """The in-process runs above stand for the command: show it for some of each."""
     import sys
 
-    for name in ("good-ecc", "quote-bad-magic", "form-oversize"):
+    for name in (
+        "good-ecc",
+        "quote-bad-magic",
+        "form-oversize",
+        "bootlog-good",
+        "policy-malformed",
+    ):
         (folder := tmp_path / name).mkdir()
         prepared = run.prepare(name, folder)
         command = [sys.executable, "-m", "aicert", "verify"]

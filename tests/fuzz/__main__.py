@@ -9,6 +9,7 @@ import argparse
 import hashlib
 import importlib
 import json
+import resource
 import subprocess
 import sys
 import tempfile
@@ -24,6 +25,8 @@ from tests.fuzz import engine
 from tests.fuzz.targets import HERE, TARGETS
 
 FOUND = HERE / "found"
+MEMORY = 4 << 30
+"""What a process may take in all; what an input may is in `engine`."""
 
 
 def main() -> int:
@@ -85,6 +88,9 @@ def _start(kind: str, name: str, runs: int, seed: int) -> tuple[str, dict[str, A
 def _work(name: str, runs: int, seed: int, kind: str) -> int:
     warnings.simplefilter("ignore")  # of the X.509 library, about names; they are no findings
     fuzzer = engine.Fuzzer(TARGETS[name])
+    if kind == "own":
+        # Whatever grows without bound ends here, and not when the machine has no memory left.
+        resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
     if kind == "atheris":
         _atheris(fuzzer, runs, seed)
     else:

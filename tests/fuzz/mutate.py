@@ -9,6 +9,7 @@ import base64
 import json
 import struct
 from collections.abc import Callable, Sequence
+from copy import deepcopy
 from random import Random
 from typing import Any
 
@@ -240,13 +241,14 @@ def _change_json(random: Random, holder: list[Any]) -> None:
         del parent[key]
     elif choice == 1:
         if isinstance(parent, list):
-            parent.insert(key, parent[key])
+            parent.insert(key, deepcopy(parent[key]))
         else:
             parent[random.choice((key + "_", key.upper(), "", random.choice(_CHARACTERS)))] = (
-                parent[key]
+                deepcopy(parent[key])
             )
     elif choice == 2:
-        parent[key] = random.choice(_VALUES)
+        # A copy: what is changed later must not be shared, or a value may come to hold itself.
+        parent[key] = deepcopy(random.choice(_VALUES))
     elif choice == 3:
         other, index = random.choice(places)
         parent[key] = json.loads(json.dumps(other[index]))
@@ -265,13 +267,13 @@ def _leaf(random: Random, value: Any) -> Any:
     if type(value) is str:
         return _text(random, value)
     if type(value) is bool or value is None:
-        return random.choice(_VALUES)
+        return deepcopy(random.choice(_VALUES))
     if isinstance(value, int):
         third = value / 3 if abs(value) < 1 << 64 else 0.5
         return random.choice((value + 1, value - 1, -value, value * 2, 0, third))
     if isinstance(value, float):
         return random.choice((value * 1.5, -value, int(value) if abs(value) < 1e15 else 0))
-    return random.choice(_VALUES)
+    return deepcopy(random.choice(_VALUES))
 
 
 def _text(random: Random, text: str) -> str:

@@ -467,7 +467,9 @@ def run_verify(data: bytes) -> None:
 def _accepted() -> list[tuple[Any, ...]]:
     found = []
     for name, data in corpus().items():
-        if json.loads((CASES / name / "case.json").read_text())["expect"] == "verified":
+        expect = json.loads((CASES / name / "case.json").read_text())["expect"]
+        if expect == "verified" or expect.startswith(("policy.", "timestamp.")):
+            # True, and refused for what that case's verifier demands and this one does not.
             made = certificate.Certificate.parse(data)
             found.append((made.payload, made.records, made.quote.message))
     return found
