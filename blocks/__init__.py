@@ -5,13 +5,26 @@ survive upgrades: fields are added with defaults, never removed, renamed or give
 (`tests/blocks/schemas.json` holds them fast).
 """
 
+from prefect.blocks.core import Block
+
 from blocks.checks import Check
 from blocks.credentials import InputCredentials
 from blocks.machines import HostMachine, LocalMachine, Machine
 from blocks.policies import VerificationPolicy
 from blocks.stores import CertificateStore, FolderStore, FsspecStore
 
+TYPES: tuple[type[Block], ...] = (
+    LocalMachine,
+    HostMachine,
+    FolderStore,
+    FsspecStore,
+    VerificationPolicy,
+    InputCredentials,
+)
+"""The block types that are registered."""
+
 __all__ = [
+    "TYPES",
     "CertificateStore",
     "Check",
     "FolderStore",

@@ -8,9 +8,13 @@ from prefect.types import SecretDict
 from pydantic import ConfigDict, Field, field_validator
 
 from aicert.agent.spec import Spec
+from blocks.checks import Check
 
 IMAGE = "image"
 """The name under which the credentials of the image's registry are kept; no input may have it."""
+
+_INPUT_KINDS = ("headers", "storage_options", "token")
+_IMAGE_KINDS = ("password", "username")
 
 
 class InputCredentials(Block):
@@ -62,3 +66,18 @@ class InputCredentials(Block):
         names = {IMAGE, *(item.name for item in spec.inputs)}
         secrets = self.secrets.get_secret_value()
         return {name: dict(item) for name, item in secrets.items() if name in names}
+
+    def check(self) -> list[Check]:
+        """Look whether what is held has a shape that a source can use; no value is shown."""
+        found = []
+        for name, item in sorted(self.secrets.get_secret_value().items()):
+            known = _IMAGE_KINDS if name == IMAGE else _INPUT_KINDS
+            problem = None
+            if not isinstance(item, dict) or not item:
+                problem = "no object with at least one of " + ", ".join(known)
+            elif unknown := sorted(item.keys() - set(known)):
+                problem = f"unknown: {', '.join(unknown)}"
+            kinds = ", ".join(sorted(item)) if isinstance(item, dict) else ""
+            advice = f"Use {', '.join(known)}"
+            found.append(Check.of(f"credentials of {name}", problem, kinds, advice))
+        return found or [Check("credentials", True, "none")]

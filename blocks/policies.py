@@ -6,10 +6,9 @@ from pathlib import Path
 from prefect.blocks.core import Block
 from pydantic import ConfigDict, Field
 
-from aicert import verify
+from aicert.agent.audit import Demands
 from aicert.errors import Error
-from aicert.trust import TrustStore
-from aicert.verify import Assurance, Verdict
+from aicert.verify import Verdict
 from blocks.checks import Check
 
 
@@ -20,6 +19,7 @@ class VerificationPolicy(Block):
     is allowed here.
 
     Attributes:
+        policy: A policy file; it says itself how much a certificate must be worth.
         allow_simulated: Accept a software TPM, for instance for the demo.
         roots: Roots for software TPMs: your own CA.
         hardware_roots: Roots that you know to certify only keys in real TPMs.
@@ -40,6 +40,13 @@ class VerificationPolicy(Block):
     _block_type_name = "aicert Verification Policy"
     _block_type_slug = "aicert-verification-policy"
 
+    policy: Path | None = Field(
+        default=None,
+        title="Policy file",
+        description="A policy in YAML on the worker, which `aicert policy check` accepts. It says "
+        "itself how much a certificate must be worth; allowing software TPMs below changes nothing "
+        "beside one.",
+    )
     allow_simulated: bool = Field(
         default=False,
         title="Allow software TPMs",
@@ -59,23 +66,14 @@ class VerificationPolicy(Block):
         "only keys in real TPMs.",
     )
 
-    @property
-    def least(self) -> Assurance:
-        """The least assurance that is accepted."""
-        return Assurance.SIMULATED if self.allow_simulated else Assurance.HARDWARE
-
-    def trust(self) -> TrustStore:
-        """Return the roots: the built-in ones, and those given here.
-
-        Raises:
-            TrustError: one of them cannot be read.
-        """
-        pins = TrustStore.builtin()
-        if self.roots is not None:
-            pins = pins.with_roots(self.roots.expanduser(), assurance="simulated")
-        if self.hardware_roots is not None:
-            pins = pins.with_roots(self.hardware_roots.expanduser(), assurance="hardware")
-        return pins
+    def demands(self) -> Demands:
+        """Return what is demanded, by the files that say so."""
+        return Demands(
+            roots=_given(self.roots),
+            hardware_roots=_given(self.hardware_roots),
+            policies=_given(self.policy),
+            allow_simulated=self.allow_simulated,
+        )
 
     def verify(
         self, certificate: bytes, *, model: Path | None = None, ignore: Collection[str] = ()
@@ -85,14 +83,18 @@ class VerificationPolicy(Block):
         Raises:
             Error: the first check that failed, as `aicert.verify.verify` raises it.
         """
-        return verify.verify(
-            certificate, trust=self.trust(), model=model, ignore=ignore, least=self.least
-        )
+        return self.demands().load().verify(certificate, model=model, ignore=ignore)
 
     def check(self) -> list[Check]:
-        """Look whether the roots can be read."""
+        """Look whether the roots and the policy can be read."""
         try:
-            pins = self.trust().list()
+            loaded = self.demands().load()
+            trust = loaded.policy.trust_store(loaded.trust)
         except Error as error:
-            return [Check.failed("roots", error)]
-        return [Check("roots", True, f"{len(pins)} roots; at least assurance {self.least}")]
+            return [Check.failed("policy", error)]
+        found = f"{loaded.policy.name}; {len(trust.list())} roots"
+        return [Check("policy", True, found)]
+
+
+def _given(path: Path | None) -> tuple[Path, ...]:
+    return () if path is None else (path.expanduser(),)

@@ -20,12 +20,16 @@ class CertificateStore(Block, ABC):
     model_config = ConfigDict(hide_input_in_errors=True)
 
     @abstractmethod
+    def source(self) -> tuple[str, dict[str, Any]]:
+        """Return where the store is, and what opens it: the arguments of `Store`."""
+
     def open(self) -> Store:
         """Return the store.
 
         Raises:
-            StoreError: it cannot be opened.
+            StoreError: its driver is not installed, or its options make no sense.
         """
+        return Store(*self.source())
 
     def check(self) -> list[Check]:
         """Look whether the store is there; nothing is written."""
@@ -69,9 +73,9 @@ class FolderStore(CertificateStore):
         """Where the store is."""
         return self.open().url
 
-    def open(self) -> Store:
-        """Return the store."""
-        return Store(str(self.folder))
+    def source(self) -> tuple[str, dict[str, Any]]:
+        """Return the folder; nothing else is needed to open it."""
+        return str(self.folder), {}
 
 
 class FsspecStore(CertificateStore):
@@ -122,10 +126,6 @@ class FsspecStore(CertificateStore):
             raise ValueError(f"{error.message}: {error.advice or error.expected}") from None
         return url
 
-    def open(self) -> Store:
-        """Return the store.
-
-        Raises:
-            StoreError: its driver is not installed, or its options make no sense.
-        """
-        return Store(self.url, self.storage_options.get_secret_value())
+    def source(self) -> tuple[str, dict[str, Any]]:
+        """Return the URL and the options; these are secret."""
+        return self.url, dict(self.storage_options.get_secret_value())

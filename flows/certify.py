@@ -10,12 +10,14 @@ import json
 import shlex
 import time
 import uuid
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, ParamSpec
 
 from prefect import flow, runtime
 from prefect.blocks.core import Block
 from prefect.client.schemas.objects import FlowRun, State
+from prefect.concurrency.sync import concurrency
 from prefect.flows import Flow
 from prefect.states import Completed, Failed
 from prefect.tasks import Task
@@ -56,7 +58,7 @@ class ChoiceError(Error):
     code = "run.spec-choice"
 
 
-def _run_name() -> str:
+def run_name() -> str:
     """Name a run after its spec, and after its own id to tell it from others of the same spec."""
     parameters = runtime.flow_run.parameters
     spec, file = parameters.get("spec"), parameters.get("spec_file")
@@ -102,7 +104,7 @@ def state_of(machine: object) -> Path:
 
 @flow(
     name="certify",
-    flow_run_name=_run_name,
+    flow_run_name=run_name,
     log_prints=False,
     persist_result=False,
     on_cancellation=[clean_up],
@@ -138,10 +140,11 @@ def certify(
         publish_weights: Publish the outputs beside the certificate. If not, they end with the
             machine.
     """
-    try:
+
+    def work() -> dict[str, Any]:
         with failing_as("spec"):
             chosen, folder = choose_spec(spec, spec_file, base)
-        result = perform(
+        return perform(
             chosen,
             folder,
             machine=machine or LocalMachine(),
@@ -150,11 +153,27 @@ def certify(
             policy=policy,
             publish_weights=publish_weights,
         )
-        # States, and not a value or an error: so the message is the whole story, and nothing else.
-        message = f"certified: {result['certificate']}"
-        return Completed(message=message, data=result)  # type: ignore[return-value]
+
+    return ended(work)  # type: ignore[no-any-return]
+
+
+def ended(work: Callable[[], dict[str, Any] | State[Any]]) -> Any:
+    """Return the state in which a run ends: that of its result, or of the step that failed.
+
+    A state, and not a value or an error: so its message is the whole story, and nothing else.
+    """
+    try:
+        done = work()
     except StepError as error:
-        return Failed(message=str(error), data=error.with_traceback(None))  # type: ignore[return-value]
+        return failure(error)
+    if isinstance(done, State):
+        return done
+    return Completed(message=f"certified: {done['certificate']}", data=done)
+
+
+def failure(error: StepError) -> State[Any]:
+    """Return the state of a run that failed."""
+    return Failed(message=str(error), data=error.with_traceback(None))
 
 
 def choose_spec(
@@ -190,15 +209,29 @@ def perform(
     publish_weights: bool,
 ) -> dict[str, Any]:
     """Do every step, and destroy the machine in any case; return where the certificate is."""
-    start = time.monotonic()
-    name = spec.name
     config = machine.config()
     with failing_as("store"):
         # Now, and not after hours of training.
         store.open().check()
+    # Waits for a slot where the operator has set a limit; a lost lease must not end a training.
+    with concurrency(f"aicert-{config.kind}", raise_on_lease_renewal_failure=False):
+        return _perform(spec, base, config, store, secrets, policy, publish_weights)
+
+
+def _perform(
+    spec: Spec,
+    base: str | None,
+    config: MachineConfig,
+    store: CertificateStore,
+    secrets: dict[str, dict[str, Any]],
+    policy: VerificationPolicy | None,
+    publish_weights: bool,
+) -> dict[str, Any]:
+    start = time.monotonic()
+    name = spec.name
     chain = _Chain()
     handle = chain(provision, config, str(uuid.uuid4()), name=name, spec=spec.digest)
-    run = str(handle["run"])
+    run = str(uuid.UUID(handle["run"]))  # a string of our own: see `_Chain`
     logger().info("run %s of %s, spec sha256:%s", run, spec.name, spec.digest)
     try:
         policy = policy or own_policy(config)
@@ -250,8 +283,10 @@ def perform(
 
 
 def own_policy(config: MachineConfig) -> VerificationPolicy:
-    """Return the policy of an operator who trusts the CA that has just certified this machine."""
+    """Return the policy of an operator who trusts the CA that certifies such machines."""
     root = config.ca / "authority" / "root.pem"
+    if not root.exists():
+        return VerificationPolicy()  # no CA yet: there is nothing that it has certified
     if config.kind == "local":
         return VerificationPolicy(allow_simulated=True, roots=root)
     return VerificationPolicy(hardware_roots=root)
@@ -299,6 +334,8 @@ def verify_command(published: dict[str, Any], policy: VerificationPolicy) -> str
         words += ["--root", str(policy.roots)]
     if policy.hardware_roots is not None:
         words += ["--hardware-root", str(policy.hardware_roots)]
-    if policy.allow_simulated:
+    if policy.policy is not None:
+        words += ["--policy", str(policy.policy)]
+    elif policy.allow_simulated:
         words += ["--allow-simulated"]
     return shlex.join(words)

@@ -165,6 +165,29 @@ def acquire(
     return _bring(_Layout(into), _TAG, into, on_event)
 
 
+def identify(reference: str, *, base: Path | None, secrets: Mapping[str, Any] | None = None) -> str:
+    """Return the digest (hex) of the config that a reference leads to now; no layer is read.
+
+    Nothing is checked: this tells whether an image has changed, and `acquire` what it is.
+
+    Raises:
+        ImageError: (a subclass) there is no such image, or no such reference.
+    """
+    scheme, _, rest = reference.partition(":")
+    if scheme == "oci":
+        path, tag = _split_tag(rest)
+        layout = _Layout(_resolve(path, base))
+        descriptor = _choose(layout, _read_index(layout.path), tag)
+        manifest = Reader(_json(layout.small(descriptor)), "manifest", ImageError)
+        return str(_descriptor(manifest.child("config"))["digest"]).removeprefix("sha256:")
+    location = reference
+    if scheme.endswith("-archive"):
+        path, tag = _split_tag(rest)
+        location = f"{scheme}:{_resolve(path, base)}" + (f":{tag}" if tag else "")
+    options = ["inspect", "--config", "--raw"]
+    return hashlib.sha256(_ask_skopeo(options, location, secrets or {})).hexdigest()
+
+
 @dataclass(frozen=True)
 class _Layout:
     """An OCI layout being read; blobs are copied to `copy_to` in the pass that hashes them."""
@@ -413,12 +436,18 @@ def _resolve(path: str, base: Path | None) -> Path:
 
 
 def _skopeo(location: str, into: Path, secrets: Mapping[str, Any]) -> None:
-    """Copy an image into an OCI layout, byte for byte. Its policy is off: we check the digests."""
+    """Copy an image into an OCI layout, byte for byte."""
+    options = ["copy", "--quiet", "--preserve-digests"]
+    _ask_skopeo(options, location, secrets, f"oci:{into}:{_TAG}")
+
+
+def _ask_skopeo(options: list[str], location: str, secrets: Mapping[str, Any], *more: str) -> bytes:
+    """Run skopeo and return what it prints. Its policy is off: we check the digests."""
+    flag = "--src-authfile" if options[0] == "copy" else "--authfile"
     with tempfile.TemporaryDirectory(prefix="aicert-") as folder:
+        authfile = _authfile(Path(folder), location, secrets)
         command = [
-            "skopeo", "--insecure-policy", "copy", "--quiet", "--preserve-digests",
-            "--src-authfile", str(_authfile(Path(folder), location, secrets)),
-            location, f"oci:{into}:{_TAG}",
+            "skopeo", "--insecure-policy", *options, flag, str(authfile), location, *more,
         ]  # fmt: skip
         try:
             done = subprocess.run(
@@ -433,13 +462,14 @@ def _skopeo(location: str, into: Path, secrets: Mapping[str, Any]) -> None:
                 "skopeo is not installed", advice="apt-get install skopeo, or `make setup`"
             ) from error
         except subprocess.TimeoutExpired as error:
-            raise SkopeoError("the image took too long to copy", got=location) from error
+            raise SkopeoError("the image took too long to read", got=location) from error
     if done.returncode != 0:
         text = done.stderr.decode("utf-8", "replace").strip().splitlines()
         reason = text[-1] if text else f"exit status {done.returncode}"
         missing = re.search(r"not found|unknown|no such|does not.*(exist|resolve)", reason, re.I)
         kind = ImageNotFoundError if missing else SkopeoError
-        raise kind("the image could not be copied", got=reason, expected=location)
+        raise kind("the image could not be read", got=reason, expected=location)
+    return done.stdout
 
 
 def _authfile(folder: Path, location: str, secrets: Mapping[str, Any]) -> Path:

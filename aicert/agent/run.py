@@ -229,6 +229,7 @@ class Run:
             {
                 "name": item.name,
                 "uri": got.resolved.uri,
+                "revision": got.resolved.revision,
                 "files": len(got.manifest.files),
                 "size": got.manifest.size,
                 "sha256": got.sha256 or got.manifest.root,

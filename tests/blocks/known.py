@@ -13,14 +13,7 @@ import blocks
 
 SNAPSHOT = Path(__file__).parent / "schemas.json"
 
-TYPES: list[type[Block]] = [
-    blocks.LocalMachine,
-    blocks.HostMachine,
-    blocks.FolderStore,
-    blocks.FsspecStore,
-    blocks.VerificationPolicy,
-    blocks.InputCredentials,
-]
+TYPES = blocks.TYPES
 
 
 def snapshot(block: type[Block]) -> dict[str, Any]:

@@ -1,9 +1,10 @@
 """Fetch inputs: resolve them to immutable revisions, download, hash and freeze them.
 
-`resolve` says what a URI leads to now; `fetch` brings it. See `errors` for the ways to fail.
+`resolve` says what a URI leads to now; `survey` reads that through; `fetch` brings it. See `errors`
+for the ways to fail.
 """
 
-from aicert.agent.fetch.resolve import MAX_BYTES, SCHEMES, Fetched, fetch, resolve
+from aicert.agent.fetch.resolve import MAX_BYTES, SCHEMES, Fetched, fetch, resolve, survey
 from aicert.agent.fetch.source import InputRequest, RemoteFile, Resolved, Retry
 
 __all__ = [
@@ -16,4 +17,5 @@ __all__ = [
     "Retry",
     "fetch",
     "resolve",
+    "survey",
 ]

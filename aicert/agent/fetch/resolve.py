@@ -5,10 +5,13 @@ whatever comes is hashed before anything is called by its final name.
 """
 
 import errno
+import hashlib
 import re
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
@@ -31,7 +34,7 @@ from aicert.agent.fetch.errors import (
 from aicert.agent.fetch.file import FileSource
 from aicert.agent.fetch.source import InputRequest, RemoteFile, Resolved, Retry, Source, need
 from aicert.agent.fetch.transfer import Partial, Transfer, check_space, place
-from aicert.manifest import MAX_FILES, Manifest, ManifestError, check_collisions, check_path
+from aicert.manifest import MAX_FILES, File, Manifest, ManifestError, check_collisions, check_path
 
 SCHEMES = (
     *("file", "https", "http", "hf"),
@@ -99,6 +102,47 @@ def resolve(
         source = _open(request, base, secrets, max_files, retry or Retry())
         source.close()
         return source.resolved
+
+
+def survey(
+    request: InputRequest,
+    *,
+    base: Path | None,
+    secrets: Mapping[str, object] | None = None,
+    jobs: int = 4,
+    max_files: int = MAX_FILES,
+    retry: Retry | None = None,
+) -> Manifest:
+    """Read an input through and return its manifest; nothing is kept.
+
+    For sources that name no revision, where only the content tells whether it is still the same.
+    The arguments are those of `resolve`; `jobs` files are read at a time.
+
+    Raises:
+        FetchError: (a subclass) the input cannot be had.
+    """
+    secrets = secrets or {}
+    again = retry or Retry()
+
+    def digest(source: Source, file: RemoteFile) -> File:
+        size, content = 0, hashlib.sha256()
+        for piece in source.read(file, 0, file.size):
+            size += len(piece)
+            content.update(piece)
+        return File(file.path, size, content.hexdigest())
+
+    with _reported(request, secrets), tempfile.TemporaryDirectory(prefix="aicert-") as scratch:
+        source = _open(request, base, secrets, max_files, again)
+        try:
+            source.prepare(Path(scratch), MAX_BYTES)
+            _check_names(source.resolved, max_files)
+            with ThreadPoolExecutor(jobs) as pool:
+                files = pool.map(
+                    lambda file: again(lambda: digest(source, file)), source.resolved.files
+                )
+                return Manifest.of(list(files))
+        finally:
+            source.close()
 
 
 def fetch(

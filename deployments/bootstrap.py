@@ -1,0 +1,237 @@
+"""Set up a Prefect server for aicert: all that it needs, as often as you like.
+
+    python deployments/bootstrap.py [--slots 4] [--notify slack-webhook/NAME]
+
+Makes what is missing and leaves what an operator has changed: the work pool, the block types, two
+blocks to start with, the limits on machines, the deployments of `prefect.yaml`, and automations for
+runs that failed, crashed or vanished. PREFECT_API_URL names the server.
+"""
+
+import argparse
+import subprocess
+import sys
+from datetime import timedelta
+from pathlib import Path
+from uuid import UUID
+
+from prefect.automations import Automation
+from prefect.blocks.core import Block
+from prefect.client.orchestration import SyncPrefectClient, get_client
+from prefect.client.schemas.actions import (
+    GlobalConcurrencyLimitCreate,
+    GlobalConcurrencyLimitUpdate,
+    WorkPoolCreate,
+)
+from prefect.client.schemas.objects import StateType
+from prefect.events.actions import ChangeFlowRunState, RunDeployment, SendNotification
+from prefect.events.schemas.automations import EventTrigger, Posture
+from prefect.events.schemas.events import ResourceSpecification
+from prefect.exceptions import ObjectAlreadyExists, ObjectNotFound
+from prefect.settings import PREFECT_API_URL
+
+import blocks
+from aicert.agent.machine import default_state
+
+ROOT = Path(__file__).parent.parent
+KINDS = ("local", "host")
+HEARTBEAT = "prefect.flow-run.heartbeat"
+OURS = {"prefect.resource.role": "tag", "prefect.resource.id": "prefect.tag.aicert"}
+
+
+def main() -> int:
+    """Set everything up; say what was done."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--pool", default="aicert", help="name of the work pool")
+    parser.add_argument("--slots", type=int, help="machines of a kind at a time (4 if not set)")
+    parser.add_argument("--zombie-seconds", type=int, default=120, help="silence that means death")
+    parser.add_argument(
+        "--notify", metavar="TYPE/NAME", help="notification block that hears of failed runs"
+    )
+    options = parser.parse_args()
+    if not PREFECT_API_URL.value():
+        print("PREFECT_API_URL is not set: start a server, and name it", file=sys.stderr)
+        return 2
+    with get_client(sync_client=True) as client:
+        notify = _notifier(client, options.notify)
+        if options.notify and notify is None:
+            print(f"there is no block {options.notify}: make it first", file=sys.stderr)
+            return 2
+        say("work pool", options.pool, _pool(client, options.pool))
+        for block in blocks.TYPES:
+            block.register_type_and_schema()
+        say("block types", ", ".join(t.get_block_type_slug() for t in blocks.TYPES), "registered")
+        for slug, block in _first_blocks().items():
+            say("block", slug, _save(client, slug, block))
+        for kind in KINDS:
+            say("limit", f"aicert-{kind}", _limit(client, f"aicert-{kind}", options.slots))
+        if status := _deploy():
+            return status
+        reaper = client.read_deployment_by_name("reap/reap").id
+        for automation in automations(options.zombie_seconds, reaper, notify):
+            say("automation", automation.name, _automate(automation))
+    if notify is None:
+        print("note: nobody is told of failed runs; name a notification block with --notify")
+    return 0
+
+
+def say(kind: str, name: str, what: str) -> None:
+    """Print what became of one thing."""
+    print(f"{kind:12} {what:10} {name}", flush=True)
+
+
+def _pool(client: SyncPrefectClient, name: str) -> str:
+    try:
+        client.create_work_pool(
+            WorkPoolCreate(name=name, type="process", description="Hosts that train, with a TPM.")
+        )
+    except ObjectAlreadyExists:
+        return "there"
+    return "made"
+
+
+def _first_blocks() -> dict[str, Block]:
+    store = blocks.FolderStore(folder=default_state() / "store")
+    return {
+        "aicert-local-machine/default": blocks.LocalMachine(),
+        "aicert-folder-store/default": store,
+    }
+
+
+def _save(client: SyncPrefectClient, slug: str, block: Block) -> str:
+    """Save a block unless there is one by its name, which may be an operator's own."""
+    kind, name = slug.split("/")
+    try:
+        client.read_block_document_by_name(name, kind)
+    except ObjectNotFound:
+        block.save(name)
+        return "made"
+    return "there"
+
+
+def _limit(client: SyncPrefectClient, name: str, slots: int | None) -> str:
+    try:
+        known = client.read_global_concurrency_limit_by_name(name)
+    except ObjectNotFound:
+        limit = GlobalConcurrencyLimitCreate(name=name, limit=slots or 4, active=True)
+        client.create_global_concurrency_limit(limit)
+        return f"made: {limit.limit}"
+    if slots is not None and slots != known.limit:
+        client.update_global_concurrency_limit(name, GlobalConcurrencyLimitUpdate(limit=slots))
+        return f"set: {slots}"
+    return f"there: {known.limit}"
+
+
+def _deploy() -> int:
+    """Deploy with the command that the documentation names."""
+    command = [sys.executable, "-m", "prefect", "deploy", "--all", "--no-prompt"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    if done.returncode:
+        print(done.stdout + done.stderr, file=sys.stderr)
+        return done.returncode
+    say("deployments", "certify, retrain, audit, reap, check", "deployed")
+    return 0
+
+
+def _notifier(client: SyncPrefectClient, slug: str | None) -> UUID | None:
+    """Return the id of a block."""
+    kind, _, name = (slug or "").partition("/")
+    try:
+        return client.read_block_document_by_name(name, kind).id if name else None
+    except ObjectNotFound:
+        return None
+
+
+def automations(zombie_seconds: int, reaper: UUID, notify: UUID | None) -> list[Automation]:
+    """Return the automations: for runs that vanished, that crashed and, where asked, that failed.
+
+    Args:
+        zombie_seconds: a run that sends no heartbeat for so long counts as dead.
+        reaper: the deployment that cleans up.
+        notify: the notification block that hears of failures, or None.
+    """
+    ended = {f"prefect.flow-run.{state}" for state in ("Completed", "Failed", "Cancelled")}
+    found = [
+        Automation(
+            name="aicert: runs that vanished",
+            description="A run whose process no longer sends heartbeats is marked as crashed.",
+            trigger=EventTrigger(
+                after={HEARTBEAT},
+                expect={HEARTBEAT, *ended, "prefect.flow-run.Crashed"},
+                match=ResourceSpecification({"prefect.resource.id": ["prefect.flow-run.*"]}),
+                match_related=ResourceSpecification(OURS),
+                for_each={"prefect.resource.id"},
+                posture=Posture.Proactive,
+                threshold=1,
+                within=timedelta(seconds=zombie_seconds),
+            ),
+            actions=[
+                ChangeFlowRunState(
+                    state=StateType.CRASHED,
+                    name="Crashed",
+                    message="its process vanished: no heartbeat for "
+                    f"{zombie_seconds} s. Retry the run",
+                )
+            ],
+        ),
+        Automation(
+            name="aicert: clean up after a crash",
+            description="What a crashed run left behind is removed.",
+            trigger=_when({"prefect.flow-run.Crashed"}),
+            actions=[RunDeployment(source="selected", deployment_id=reaper)],
+        ),
+    ]
+    if notify is not None:
+        body = "{{ flow_run.name }}: {{ flow_run.state.message }}\n{{ flow_run|ui_url }}"
+        found.append(
+            Automation(
+                name="aicert: tell of failed runs",
+                description="A person is told of runs that failed or crashed.",
+                trigger=_when({"prefect.flow-run.Failed", "prefect.flow-run.Crashed"}),
+                actions=[
+                    SendNotification(
+                        block_document_id=notify,
+                        subject="aicert: a run {{ flow_run.state.name }}",
+                        body=body,
+                    )
+                ],
+            )
+        )
+    return found
+
+
+def _when(events: set[str]) -> EventTrigger:
+    """Return the trigger for events of our runs, at once and each time."""
+    return EventTrigger(
+        expect=events,
+        match=ResourceSpecification({"prefect.resource.id": ["prefect.flow-run.*"]}),
+        match_related=ResourceSpecification(OURS),
+        for_each={"prefect.resource.id"},
+        posture=Posture.Reactive,
+        threshold=1,
+        within=timedelta(0),
+    )
+
+
+def _automate(automation: Automation) -> str:
+    """Make the automation, or bring the one by its name up to date."""
+    try:
+        known = Automation.read(name=automation.name)
+    except ValueError:
+        automation.create()
+        return "made"
+    automation.id = known.id
+    automation.enabled = known.enabled  # an operator may have turned it off
+    automation.update()
+    return "updated" if _differs(known, automation) else "there"
+
+
+def _differs(known: Automation, wanted: Automation) -> bool:
+    fields = {"name", "description", "trigger", "actions"}
+    exclude = {"trigger": {"id"}}
+    return known.model_dump(include=fields, exclude=exclude) != wanted.model_dump(
+        include=fields, exclude=exclude
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,99 @@
+"""Put right what died: machines that nobody needs, and runs that a dead worker had taken.
+
+Run it on every host that trains, for it looks at this host's machines. Everything it does is safe
+to do twice, and at any time: what lives and is needed is left alone.
+"""
+
+from datetime import UTC, datetime, timedelta
+from typing import Any
+from uuid import UUID
+
+from prefect import flow
+from prefect.client.orchestration import SyncPrefectClient, get_client
+from prefect.client.schemas.filters import (
+    FlowFilter,
+    FlowFilterName,
+    FlowRunFilter,
+    FlowRunFilterState,
+    FlowRunFilterStateType,
+)
+from prefect.client.schemas.objects import FlowRun, State, StateType
+from prefect.exceptions import ObjectNotFound
+from prefect.states import Completed, Scheduled
+
+from aicert.agent import machine as machines
+from blocks import HostMachine, LocalMachine
+from tasks.reporting import artifact, logger
+from tasks.words import count, key, table, text
+
+FLOWS = ["certify", "retrain", "audit", "check"]
+
+
+@flow(name="reap", log_prints=False, persist_result=False)
+def reap(
+    machine: LocalMachine | HostMachine | None = None,
+    grace_minutes: float = 10,
+    pending_minutes: float = 5,
+) -> dict[str, Any]:
+    """Remove what killed runs left on this host, and reschedule runs that were never begun.
+
+    Args:
+        machine: Whose state folder to look at. None is ~/.local/state/aicert.
+        grace_minutes: How long a machine may outlive the end of its run. That of a cancelled run
+            is ended at once.
+        pending_minutes: How long a run may be pending before its worker counts as dead.
+    """
+    config = (machine or LocalMachine()).config()
+    now = datetime.now(UTC)
+    done = [("folder of a machine that was killed", item) for item in machines.sweep(config.state)]
+    with get_client(sync_client=True) as client:
+        grace = timedelta(minutes=grace_minutes, seconds=config.outlive)
+        for living in machines.living(config.state):
+            run = _read(client, living.tags.get("flowRun"))
+            if run is not None and _is_over(run, now, grace):
+                machines.destroy(living.handle)
+                done.append((f"machine of {run.name}, which is over", living.handle.id))
+        for run in _stuck(client, now - timedelta(minutes=pending_minutes)):
+            state: State[Any] = Scheduled(message="its worker died before the run began")
+            client.set_flow_run_state(run.id, state, force=True)
+            done.append(("run rescheduled", run.name))
+    for what, which in done:
+        logger().info("%s: %s", what, which)
+    summary = f"{count(len(done), 'thing')} put right" if done else "nothing to put right"
+    if done:
+        rows = [(text(what), text(which)) for what, which in done]
+        artifact(key("reap"), summary, "\n".join(["# Reaped", "", table(("what", "which"), rows)]))
+    return Completed(message=summary, data={"reaped": done})  # type: ignore[return-value]
+
+
+def _read(client: SyncPrefectClient, run: str | None) -> FlowRun | None:
+    """Return a run; None where this server knows nothing of it, so that it is not ours to judge."""
+    try:
+        return client.read_flow_run(UUID(run)) if run else None
+    except (ObjectNotFound, ValueError):
+        return None
+
+
+def _is_over(run: FlowRun, now: datetime, grace: timedelta) -> bool:
+    """Tell whether a run will not need its machine any more."""
+    if run.state is None or not run.state.is_final():
+        return False
+    return run.state.is_cancelled() or run.state.timestamp < now - grace
+
+
+def _stuck(client: SyncPrefectClient, before: datetime) -> list[FlowRun]:
+    """Return the runs that a worker took and never began."""
+    pending = FlowRunFilterState(type=FlowRunFilterStateType(any_=[StateType.PENDING]))
+    runs = client.read_flow_runs(
+        flow_filter=FlowFilter(name=FlowFilterName(any_=FLOWS)),
+        flow_run_filter=FlowRunFilter(state=pending),
+        limit=200,
+    )
+    return [
+        run
+        for run in runs
+        if run.deployment_id is not None
+        and run.state is not None
+        and run.state.timestamp < before
+        and run.start_time is None
+    ]
