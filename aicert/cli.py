@@ -7,6 +7,7 @@ Exit status: 0 done or verified; 1 refused: the check failed or the run did; 2 w
 import json
 import sys
 import warnings
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -62,6 +63,10 @@ def main() -> None:
 @click.option("--timestamp-root", "stamp_roots", multiple=True, type=_File,
     help="Root of a timestamp authority that you believe. Repeatable.",
 )  # fmt: skip
+@click.option("--signature", type=_File, help="The run's model.sig: check it too.")
+@click.option("--signature-key", type=_File,
+    help="Write there the public key of --signature (PEM), for other tools.",
+)  # fmt: skip
 @click.option("--vsa", type=_File, help="Write the result there, as an in-toto attestation.")
 @click.option("--vsa-key", type=_File, help="Sign the attestation with this private key (PEM).")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON for programs.")
@@ -75,6 +80,8 @@ def verify(
     policies: tuple[Path, ...],
     references: tuple[Path, ...],
     stamp_roots: tuple[Path, ...],
+    signature: Path | None,
+    signature_key: Path | None,
     vsa: Path | None,
     vsa_key: Path | None,
     as_json: bool,
@@ -84,7 +91,7 @@ def verify(
     Where no policy is given, a hardware TPM at least is asked for. A policy says itself how much
     the certificate must be worth, and --allow-simulated changes nothing beside one.
     """
-    from aicert import card
+    from aicert import card, oms
     from aicert import verify as verifier
     from aicert.keys import load_private_key
     from aicert.policy import Policy
@@ -93,6 +100,9 @@ def verify(
 
     data = _read(certificate, as_json)
     documents = [_read(path, as_json) for path in references]
+    if signature_key is not None and signature is None:
+        raise click.UsageError("--signature-key needs --signature")
+    signed = None if signature is None else _read(signature, as_json)
     try:
         trust = _trust(roots, hardware_roots)
         least = verifier.Assurance.SIMULATED if allow_simulated else verifier.Assurance.HARDWARE
@@ -112,21 +122,26 @@ def verify(
             data,
             trust=trust,
             model=model,
-            ignore=_ignored(ignore, model, certificate),
+            ignore=_ignored(ignore, model, certificate, signature),
             policy=policy,
             references=documents,
             timestamp_roots=authorities,
         )
+        signer = None if signed is None else oms.check(signed, verdict)
     except TimestampExtraError as error:
         _fail(error, as_json, COULD_NOT_CHECK)
     except Error as error:
         _summarise(vsa, key, data, policy, None, as_json)
         _fail(error, as_json, REFUSED)
     _summarise(vsa, key, data, policy, verdict, as_json)
+    if signature_key is not None and signer is not None:
+        _write(signature_key, signer.pem, as_json)
     if as_json:
-        _print_json(verifier.to_json(verdict))
+        _print_json(verifier.to_json(verdict) | {"signatureChecked": signer is not None})
     else:
         click.echo(card.verdict_text(verdict))
+        if signer is not None:
+            click.echo(f"Also: {signature} was signed by a key in the same TPM, for this model.")
 
 
 @main.command()
@@ -323,8 +338,12 @@ def _summarise(
         made = vsa.failed(hashlib.sha256(data).hexdigest(), policy, verified_on=now)
     else:
         made = vsa.passed(verdict, policy, verified_on=now)
+    _write(path, vsa.encode(made) if key is None else vsa.sign(made, key), as_json)
+
+
+def _write(path: Path, data: bytes, as_json: bool) -> None:
     try:
-        path.write_bytes(vsa.encode(made) if key is None else vsa.sign(made, key))
+        path.write_bytes(data)
     except OSError as error:
         _fail(
             UnreadableError(f"{path} cannot be written: {error.strerror}"),
@@ -333,14 +352,13 @@ def _summarise(
         )
 
 
-def _ignored(given: tuple[str, ...], model: Path | None, certificate: Path) -> frozenset[str]:
-    """Return the paths that may be in the model's folder besides: the certificate, if it is."""
+def _ignored(given: tuple[str, ...], model: Path | None, *own: Path | None) -> frozenset[str]:
+    """Return the paths that may be in the model's folder besides: `own` files, if they are."""
     ignored = set(given)
-    if model is not None:
-        try:
-            ignored.add(certificate.resolve().relative_to(model.resolve()).as_posix())
-        except ValueError:
-            pass
+    for path in own:
+        if model is not None and path is not None:
+            with suppress(ValueError):
+                ignored.add(path.resolve().relative_to(model.resolve()).as_posix())
     return frozenset(ignored)
 
 

@@ -19,7 +19,8 @@ from cryptography.hazmat.primitives.asymmetric.utils import encode_dss_signature
 from aicert.errors import Error
 
 TPM_GENERATED_VALUE = 0xFF544347  # 6.2
-TPM_ST_ATTEST_QUOTE = 0x8018  # 6.9
+TPM_ST_ATTEST_CERTIFY = 0x8017  # 6.9
+TPM_ST_ATTEST_QUOTE = 0x8018
 
 # TPM_ALG_ID, 6.3
 ALG_RSA = 0x0001
@@ -116,15 +117,15 @@ class _Bytes:
     """A cursor over untrusted bytes."""
 
     def __init__(self, data: bytes, name: str) -> None:
+        self.name = name
         self._data = data
         self._position = 0
-        self._name = name
 
     def take(self, count: int) -> bytes:
         end = self._position + count
         if end > len(self._data):
             raise StructureError(
-                f"{self._name} ends too soon", got=len(self._data), expected=f">= {end} bytes"
+                f"{self.name} ends too soon", got=len(self._data), expected=f">= {end} bytes"
             )
         chunk = self._data[self._position : end]
         self._position = end
@@ -146,7 +147,7 @@ class _Bytes:
         """A TPM2B: a 16-bit size and as many bytes."""
         size = self.u16()
         if size > limit:
-            raise StructureError(f"{self._name} holds a field that is too large", got=size)
+            raise StructureError(f"{self.name} holds a field that is too large", got=size)
         return self.take(size)
 
     def parameter(self, limit: int) -> int:
@@ -156,12 +157,12 @@ class _Bytes:
         """
         data = self.sized(limit)
         if not data or (len(data) < limit and not data[0]):
-            raise StructureError(f"{self._name} holds a number that is not canonical", got=data)
+            raise StructureError(f"{self.name} holds a number that is not canonical", got=data)
         return int.from_bytes(data, "big")
 
     def done(self) -> None:
         if left := len(self._data) - self._position:
-            raise TrailingBytesError(f"{left} byte(s) follow {self._name}")
+            raise TrailingBytesError(f"{left} byte(s) follow {self.name}")
 
 
 # -- TPMT_PUBLIC (12.2.4) ------------------------------------------------------------------------
@@ -263,6 +264,25 @@ class Public:
                 got=f"AES-{self.symmetric_bits}",
                 expected="none",
             )
+
+    def require_signing_key(self) -> None:
+        """Check that this is an ECC P-256 key that its TPM made, keeps, and signs anything with.
+
+        Raises:
+            AttributesError: it is not, or it is an attestation key.
+            KeySizeError: it is on another curve, or no ECC key.
+        """
+        a = Attributes
+        needed = a.FIXED_TPM | a.FIXED_PARENT | a.SENSITIVE_DATA_ORIGIN | a.SIGN
+        wrong = a.RESTRICTED in self.attributes or a.DECRYPT in self.attributes
+        if self.attributes.value & needed != needed or wrong:
+            raise AttributesError(
+                "the key is not a signing key that cannot leave its TPM",
+                got=self.attributes,
+                expected=f"{Attributes(needed)}; neither restricted nor decrypt",
+            )
+        if not isinstance(self.key, ec.EllipticCurvePublicKey) or self.key.key_size != 256:
+            raise KeySizeError("the signing key is not an ECC key on P-256")
 
 
 def parse_public(data: bytes) -> Public:
@@ -514,13 +534,53 @@ def parse_attest(data: bytes) -> Attest:
         StructureError: it is not one otherwise.
     """
     cursor = _Bytes(data, "the quote")
+    qualified_signer, extra_data, clock, firmware_version = _read_head(
+        cursor, TPM_ST_ATTEST_QUOTE, "a quote"
+    )
+    selection = tuple(_read_selection(cursor) for _ in range(_count(cursor, 16)))
+    if len({algorithm for algorithm, _ in selection}) != len(selection):
+        raise SelectionError("a PCR bank stands twice in the selection")
+    digest = cursor.sized(64)
+    cursor.done()
+    return Attest(qualified_signer, extra_data, clock, firmware_version, selection, digest)
+
+
+@dataclass(frozen=True, slots=True)
+class Certified:
+    """A parsed TPMS_ATTEST of TPM2_Certify: the key with this Name is in the signer's TPM."""
+
+    qualified_signer: bytes
+    extra_data: bytes
+    clock: ClockInfo
+    firmware_version: int
+    name: bytes
+
+
+def parse_certified(data: bytes) -> Certified:
+    """Parse a TPMS_ATTEST of TPM2_Certify (10.12.3, TPMS_CERTIFY_INFO).
+
+    Raises:
+        QuoteMagicError: it does not begin with TPM_GENERATED_VALUE.
+        QuoteTypeError: it is another attestation.
+        StructureError: it is not one otherwise.
+    """
+    cursor = _Bytes(data, "the certification")
+    head = _read_head(cursor, TPM_ST_ATTEST_CERTIFY, "a certification of a key")
+    name = cursor.sized(66)
+    cursor.sized(66)  # the qualified name follows from the name and the key's place in the TPM
+    cursor.done()
+    return Certified(*head, name)
+
+
+def _read_head(cursor: _Bytes, kind: int, name: str) -> tuple[bytes, bytes, ClockInfo, int]:
+    """TPMS_ATTEST up to what is attested: signer, extra data, clock, firmware (10.12.8)."""
     if (magic := cursor.u32()) != TPM_GENERATED_VALUE:
         raise QuoteMagicError(
-            "the quote was not made by a TPM", got=f"{magic:#010x}", expected="0xff544347"
+            f"{cursor.name} was not made by a TPM", got=f"{magic:#010x}", expected="0xff544347"
         )
-    if (kind := cursor.u16()) != TPM_ST_ATTEST_QUOTE:
+    if (got := cursor.u16()) != kind:
         raise QuoteTypeError(
-            "this is another attestation than a quote", got=f"{kind:#06x}", expected="0x8018"
+            f"this is another attestation than {name}", got=f"{got:#06x}", expected=f"{kind:#06x}"
         )
     qualified_signer = cursor.sized(66)
     extra_data = cursor.sized(66)
@@ -528,18 +588,11 @@ def parse_attest(data: bytes) -> Attest:
     if safe not in (0, 1):
         raise StructureError("TPMI_YES_NO is neither 0 nor 1", got=safe)
     firmware_version = cursor.u64()
-    selection = tuple(_read_selection(cursor) for _ in range(_count(cursor, 16)))
-    if len({algorithm for algorithm, _ in selection}) != len(selection):
-        raise SelectionError("a PCR bank stands twice in the selection")
-    digest = cursor.sized(64)
-    cursor.done()
-    return Attest(
+    return (
         qualified_signer,
         extra_data,
         ClockInfo(clock, resets, restarts, bool(safe)),
-        firmware_version,
-        selection,
-        digest,
+        (firmware_version),
     )
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from prefect import task
 
-from aicert import card
+from aicert import card, oms
 from aicert.agent import machine
 from aicert.agent.client import AgentClient
 from aicert.agent.machine import MachineHandle
@@ -62,10 +62,13 @@ def publish(
                     expected=f"{digest}, run {run}",
                     advice="do not use this machine; start a new run",
                 )
+            signature = b"".join(client.open_file(run, "signatures", oms.NAME))
+            oms.check(signature, verdict)
             published = store.open().publish(
                 data,
                 manifests=_manifests(client, run, verdict.run),
                 card=card.markdown(Certificate.parse(data)).encode(),
+                views={oms.NAME: signature},
                 weights=_weights(client, run, verdict.run) if weights else (),
                 on_event=live,
             )
@@ -106,7 +109,7 @@ def _record(name: str, published: Published, log: Run, weights: bool) -> None:
                 ("Certificate", f"`sha256:{published.digest}`"),
                 (
                     "With",
-                    f"the card, {count(manifests, 'manifest')}"
+                    f"the card, the model's signature, {count(manifests, 'manifest')}"
                     + (", the weights" if weights else ""),
                 ),
                 (

@@ -128,7 +128,7 @@ class AgentClient:
             return response.content
 
     def open_file(self, run: str, kind: str, path: str) -> Iterator[bytes]:
-        """Yield the bytes of a file of the run; kind is outputs, manifests or logs."""
+        """Yield the bytes of a file of the run; kind is outputs, manifests, logs, signatures."""
         url = f"/runs/{run}/files/{kind}/{quote(path)}"
         with self._lost(), self._http.stream("GET", url) as response:
             self._check(response)

@@ -17,7 +17,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any, ClassVar
 
 import aicert
-from aicert import canonical, dsse, events, log, statement, tpm2
+from aicert import canonical, dsse, events, log, oms, statement, tpm2
 from aicert.agent.engine import ContainerSpec, Engine, InputMount
 from aicert.agent.fetch import Fetched, InputRequest, fetch
 from aicert.agent.oci import OciImage, acquire
@@ -144,6 +144,7 @@ class Run:
     engine: Engine | None = None
     outputs: Manifest | None = None
     certificate: bytes | None = None
+    signature: bytes | None = None
 
     def perform(self, step: str, body: Mapping[str, Any], emit: Emit) -> dict[str, Any]:
         """Do one step and return its record; `emit` is told of log lines and progress.
@@ -370,7 +371,8 @@ class Run:
     def _step_quote(self, body: Mapping[str, Any], emit: Emit) -> dict[str, Any]:
         del body, emit
         assert self.baseline is not None
-        payload = statement.encode(log.parse_run(self.records))
+        run = log.parse_run(self.records)
+        payload = statement.encode(run)
         signed = dsse.pae(payload)
         signature = tpm2.parse_signature(self.tpm.sign(self.ak, signed))
         quote = self.tpm.quote(self.ak, hashlib.sha256(signed).digest(), QUOTED_PCRS)
@@ -385,8 +387,19 @@ class Run:
             records=tuple(self.records),
             boot_event_log=self.boot_event_log,
         )
+        digest = certificate.digest
+        self.signature = self._sign_model(digest, run)
         self.certificate = certificate.encode()
-        return self._record("quote", 0, {"certificate": certificate.digest})
+        return self._record("quote", 0, {"certificate": digest})
+
+    def _sign_model(self, certificate: str, run: log.Run) -> bytes:
+        """Return the `model.sig`: its key is made for it, and the AK certifies that key for it."""
+        with self.tpm.signing_key(self.ak) as key:
+            attested = self.tpm.certify(self.ak, key, bytes.fromhex(certificate))
+            signing = oms.SigningKey(key.public, *attested)
+            payload = oms.payload(certificate, run, signing)
+            signature = tpm2.parse_signature(self.tpm.sign(key, dsse.pae(payload)))
+            return oms.bundle(payload, signing, signature.encoded)
 
     # -- what the steps share --------------------------------------------------------------------
 

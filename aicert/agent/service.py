@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import aicert
+from aicert import oms
 from aicert.agent.ca import Identity
 from aicert.agent.engine import Engine
 from aicert.agent.run import NotEnrolledError, Paths, Run, RunError, StepOrderError
@@ -257,7 +258,7 @@ class Service:
         return certificate
 
     def open_file(self, run_id: str, kind: str, name: str) -> Path | bytes:
-        """Return a file of the run: a manifest's bytes, or the path of an output or of the log.
+        """Return a file of the run: bytes, or the path of an output or of the log.
 
         Only names that the run's own manifests hold are served.
         """
@@ -266,6 +267,8 @@ class Service:
             return found
         if kind == "logs" and name == "training.log" and run.paths.log.exists():
             return run.paths.log
+        if kind == "signatures" and name == oms.NAME and run.signature is not None:
+            return run.signature
         if (
             kind == "outputs"
             and run.outputs is not None

@@ -98,15 +98,15 @@ _AKS: dict[Algorithm, str] = {
     "rsa": "rsa2048:rsassa-sha256:null",
 }
 # noDA: a key without a password has nothing to guess, and must work while the TPM is locked out.
-_AK_ATTRIBUTES = (
+_KEY_ATTRIBUTES = (
     TPMA_OBJECT.FIXEDTPM
     | TPMA_OBJECT.FIXEDPARENT
     | TPMA_OBJECT.SENSITIVEDATAORIGIN
     | TPMA_OBJECT.USERWITHAUTH
     | TPMA_OBJECT.NODA
-    | TPMA_OBJECT.RESTRICTED
     | TPMA_OBJECT.SIGN_ENCRYPT
 )
+_AK_ATTRIBUTES = _KEY_ATTRIBUTES | TPMA_OBJECT.RESTRICTED
 
 
 @dataclass(frozen=True, slots=True)
@@ -270,20 +270,60 @@ class Tpm:
             NoEkCertificateError: no EK was named and none has a certificate.
         """
         with self._lock:
-            kind = ek or self._choose_ek(algorithm)
-            with self._ek(kind) as parent:
-                with self._ek_policy(kind) as session, self._command("TPM2_Create"):
-                    private, public, *_ = self._esapi.create(
-                        parent,
-                        TPM2B_SENSITIVE_CREATE(),
-                        TPM2B_PUBLIC.parse(_AKS[algorithm], objectAttributes=_AK_ATTRIBUTES),
-                        session1=session,
-                    )
-                with self._ek_policy(kind) as session, self._command("TPM2_Load"):
-                    handle = self._esapi.load(parent, private, public, session1=session)
-            self._aks.append(handle)
-            encoded: bytes = public.publicArea.marshal()
-            return Ak(handle, encoded, tpm2.parse_public(encoded).name, kind)
+            made = self._create(ek or self._choose_ek(algorithm), algorithm, _AK_ATTRIBUTES)
+            self._aks.append(made.handle)
+            return made
+
+    def _create(self, ek: EkKind, algorithm: Algorithm, attributes: Any) -> Ak:
+        """Make a key below an EK, and load it."""
+        with self._ek(ek) as parent:
+            with self._ek_policy(ek) as session, self._command("TPM2_Create"):
+                private, public, *_ = self._esapi.create(
+                    parent,
+                    TPM2B_SENSITIVE_CREATE(),
+                    TPM2B_PUBLIC.parse(_AKS[algorithm], objectAttributes=attributes),
+                    session1=session,
+                )
+            with self._ek_policy(ek) as session, self._command("TPM2_Load"):
+                handle = self._esapi.load(parent, private, public, session1=session)
+        encoded: bytes = public.publicArea.marshal()
+        return Ak(handle, encoded, tpm2.parse_public(encoded).name, ek)
+
+    @contextmanager
+    def signing_key(self, ak: Ak) -> Iterator[Ak]:
+        """Make an ECC P-256 key that signs anything and cannot leave the TPM; forget it after.
+
+        It is a child of the EK, as the AK is. `certify` says whose TPM it is in; `sign` signs.
+        """
+        with self._lock:
+            key = self._create(ak.ek, "ecc", _KEY_ATTRIBUTES)
+            try:
+                yield key
+            finally:
+                self._flush(key.handle)
+
+    def certify(self, ak: Ak, key: Ak, extra_data: bytes) -> tuple[bytes, bytes]:
+        """Have the AK attest that `key` is in this TPM (TPM2_Certify).
+
+        Returns:
+            The TPMS_ATTEST and its TPMT_SIGNATURE.
+
+        Raises:
+            KeyLostError: another key than the one that was meant attested, or was attested.
+        """
+        with self._lock, self._command("TPM2_Certify"):
+            attest, signature = self._esapi.certify(
+                ESYS_TR(key.handle),
+                ESYS_TR(ak.handle),
+                extra_data,
+                TPMT_SIG_SCHEME(scheme=TPM2_ALG.NULL),
+            )
+        message, signed = bytes(attest), bytes(signature.marshal())
+        said = tpm2.parse_certified(message)
+        mine = tpm2.parse_signature(signed).verify(tpm2.parse_public(ak.public), message)
+        if not mine or said.name != key.name or said.extra_data != extra_data:
+            raise KeyLostError("another key signed", advice=KeyLostError.ADVICE)
+        return message, signed
 
     def open_ak(self, handle: int, *, ek: EkKind = "rsa2048") -> Ak:
         """Use an attestation key that is kept at a persistent handle (0x81000003 on Azure).

@@ -500,6 +500,28 @@ def test_nothing_is_left_in_the_tpm_but_the_ak(tpm: Tpm, ak: Ak, swtpm: Swtpm) -
     assert handles(swtpm, "transient") == []
 
 
+def test_a_signing_key_is_certified_signs_anything_and_is_forgotten(
+    tpm: Tpm, ak: Ak, swtpm: Swtpm
+) -> None:
+    data = b"\xffTCG" + bytes(2000)  # what a restricted key would not sign
+    with tpm.signing_key(ak) as key:
+        message, signature = tpm.certify(ak, key, b"for this")
+        with pytest.raises(errors.GeneratedDataError):
+            tpm.sign(ak, data)
+        signed = tpm2.parse_signature(tpm.sign(key, data[1:]))
+    public = tpm2.parse_public(key.public)
+    public.require_signing_key()
+    with pytest.raises(tpm2.AttributesError):
+        public.require_ak()
+    with pytest.raises(tpm2.AttributesError):
+        tpm2.parse_public(ak.public).require_signing_key()
+    assert signed.verify(public, data[1:])
+    said = tpm2.parse_certified(message)
+    assert (said.name, said.extra_data) == (key.name, b"for this")
+    assert tpm2.parse_signature(signature).verify(tpm2.parse_public(ak.public), message)
+    assert len(handles(swtpm, "transient")) == 1
+
+
 def test_a_hash_that_fails_midway_leaves_nothing(swtpm: Swtpm) -> None:
     tap = Tap(swtpm.exchange, "SequenceUpdate")
     with Tpm(tap) as tpm:

@@ -107,6 +107,7 @@ def test_what_is_published_is_the_certificate_its_manifests_the_card_and_the_wei
         "certificate.json",
         "manifests/data.json",
         "manifests/outputs.json",
+        "model.sig",
         "weights/metrics.json",
         "weights/model.bin",
     ]
