@@ -1,4 +1,4 @@
-"""A tiny image and a short state folder for the flows' tests."""
+"""A tiny image, a short state folder and an installation for the flows' tests."""
 
 import shutil
 import tempfile
@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from examples.images import tiny
+from tests.support.installation import Installation, installed
 
 
 @pytest.fixture(scope="session")
@@ -24,3 +25,10 @@ def state() -> Iterator[Path]:
     folder = Path(tempfile.mkdtemp(prefix="aicert-"))
     yield folder
     shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture(scope="session")
+def installation() -> Iterator[Installation]:
+    """A server and a worker for all tests of the group "system", none of which may harm them."""
+    with installed() as held:
+        yield held
