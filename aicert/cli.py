@@ -167,6 +167,68 @@ def show(certificate: Path, markdown: bool, as_json: bool) -> None:
         _fail(error, as_json, REFUSED)
 
 
+@main.command()
+@click.argument("certificate", type=_File)
+@click.option("--format", "name", help="Which view; all of them if none is named.")
+@click.option("--out", type=click.Path(path_type=Path),
+    help="File to write, or folder for all views. A single view goes to standard output without.",
+)  # fmt: skip
+@click.option("--root", "roots", multiple=True, type=click.Path(path_type=Path))
+@click.option("--hardware-root", "hardware_roots", multiple=True, type=click.Path(path_type=Path))
+@click.option("--allow-simulated", is_flag=True, help="Accept a software TPM.")
+@click.option("--policy", "policies", multiple=True, type=_File)
+def export(
+    certificate: Path,
+    name: str | None,
+    out: Path | None,
+    roots: tuple[Path, ...],
+    hardware_roots: tuple[Path, ...],
+    allow_simulated: bool,
+    policies: tuple[Path, ...],
+) -> None:
+    """Write what CERTIFICATE says in the forms that other tools read.
+
+    With --root, --hardware-root, --allow-simulated or --policy the certificate is verified first,
+    and views say with what result. Without, they repeat what it says, and say that.
+    """
+    from aicert import verify as verifier
+    from aicert.certificate import Certificate
+    from aicert.policy import Policy
+    from aicert.views import VIEWS
+
+    if name is not None and name not in VIEWS:
+        known = "\n".join(f"  {key:<10} {view.about}" for key, view in VIEWS.items())
+        raise click.UsageError(f"there is no view {name!r}; there are:\n{known}")
+    if name is None and out is None:
+        raise click.UsageError("name a view with --format, or a folder for all with --out")
+    data = _read(certificate, False)
+    verdict = None
+    try:
+        parsed = Certificate.parse(data)
+        if roots or hardware_roots or allow_simulated or policies:
+            least = verifier.Assurance.SIMULATED if allow_simulated else verifier.Assurance.HARDWARE
+            policy = (
+                Policy.all_of([Policy.load(path) for path in policies])
+                if policies
+                else Policy.default(least)
+            )
+            trust = _trust(roots, hardware_roots)
+            verdict = verifier.verify(data, trust=trust, policy=policy)
+        made = {key: VIEWS[key].make(parsed, verdict) for key in ([name] if name else VIEWS)}
+    except Error as error:
+        _fail(error, False, REFUSED)
+    except ModuleNotFoundError as error:
+        _missing(error, "card")
+    if name is None:
+        assert out is not None
+        for key, content in made.items():
+            _write(out / VIEWS[key].file, content, False)
+    elif out is not None:
+        _write(out, made[name], False)
+    else:
+        sys.stdout.buffer.write(made[name])
+
+
 @main.command("hash")
 @click.argument("folder", type=click.Path(path_type=Path))
 @click.option("--json", "as_json", is_flag=True, help="Print the manifest as JSON.")
@@ -298,12 +360,16 @@ def _extra(module: str, extra: str) -> Any:
     try:
         return importlib.import_module(module)
     except ModuleNotFoundError as error:
-        click.echo(
-            f"this command needs a part that is not installed ({error.name}): "
-            f"pip install 'aicert[{extra}]'",
-            err=True,
-        )
-        sys.exit(COULD_NOT_CHECK)
+        _missing(error, extra)
+
+
+def _missing(error: ModuleNotFoundError, extra: str) -> NoReturn:
+    click.echo(
+        f"this command needs a part that is not installed ({error.name}): "
+        f"pip install 'aicert[{extra}]'",
+        err=True,
+    )
+    sys.exit(COULD_NOT_CHECK)
 
 
 def _trust(roots: tuple[Path, ...], hardware_roots: tuple[Path, ...]) -> "TrustStore":
@@ -343,6 +409,7 @@ def _summarise(
 
 def _write(path: Path, data: bytes, as_json: bool) -> None:
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(data)
     except OSError as error:
         _fail(

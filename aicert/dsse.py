@@ -3,6 +3,9 @@
 PAYLOAD_TYPE = "application/vnd.in-toto+json"
 """The payload type of an in-toto statement."""
 
+BUNDLE_TYPE = "application/vnd.dev.sigstore.bundle.v0.3+json"
+"""The media type of a Sigstore bundle, which may hold an envelope."""
+
 
 def pae(payload: bytes, payload_type: str = PAYLOAD_TYPE) -> bytes:
     """Return the pre-authentication encoding of a payload.

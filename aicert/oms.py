@@ -13,7 +13,6 @@ import hashlib
 from dataclasses import dataclass
 
 from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from aicert import canonical, dsse, keys, tpm2
 from aicert.certificate import MAX_BYTES, MAX_TPM_BYTES
@@ -27,7 +26,6 @@ NAME = "model.sig"
 
 STATEMENT_TYPE = "https://in-toto.io/Statement/v1"
 PREDICATE_TYPE = "https://model_signing/signature/v1.0"
-BUNDLE_TYPE = "application/vnd.dev.sigstore.bundle.v0.3+json"
 
 
 class ModelSignatureError(Error):
@@ -51,15 +49,20 @@ class SigningKey:
         Raises:
             AttributesError, KeySizeError: it is not a key that can sign a model.
         """
-        parsed = tpm2.parse_public(self.public)
-        parsed.require_signing_key()
-        assert isinstance(parsed.key, ec.EllipticCurvePublicKey)
-        return parsed.key
+        key = self._checked.key
+        assert isinstance(key, ec.EllipticCurvePublicKey)
+        return key
 
     @property
     def pem(self) -> bytes:
         """The public key in PEM, as `model_signing verify key` takes it."""
-        return self.key.public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
+        return self._checked.pem
+
+    @property
+    def _checked(self) -> tpm2.Public:
+        parsed = tpm2.parse_public(self.public)
+        parsed.require_signing_key()
+        return parsed
 
 
 def payload(certificate: str, run: Run, key: SigningKey) -> bytes:
@@ -100,7 +103,7 @@ def bundle(payload: bytes, key: SigningKey, signature: bytes) -> bytes:
     """Return the file: a Sigstore bundle with the key's signature (DER) over the payload's PAE."""
     return canonical.dumps(
         {
-            "mediaType": BUNDLE_TYPE,
+            "mediaType": dsse.BUNDLE_TYPE,
             "verificationMaterial": {
                 # The library compares this with the digest of the PEM file that it is given.
                 "publicKey": {"hint": hashlib.sha256(key.pem).hexdigest()},

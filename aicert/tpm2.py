@@ -15,6 +15,7 @@ from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec, padding, rsa
 from cryptography.hazmat.primitives.asymmetric.utils import encode_dss_signature
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from aicert.errors import Error
 
@@ -230,6 +231,11 @@ class Public:
     scheme: tuple[int, int] | None
     symmetric_bits: int | None
     key: PublicKey
+
+    @property
+    def pem(self) -> bytes:
+        """The public key as other tools read it: SubjectPublicKeyInfo in PEM."""
+        return self.key.public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
 
     def require_ak(self) -> None:
         """Check that this is an attestation key.

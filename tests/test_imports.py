@@ -18,6 +18,7 @@ VERIFIER = {"cryptography", "rfc8785", "click"}
 LAZY = {
     "yaml": {"aicert/policy.py", "aicert/marked.py"},
     "rfc3161_client": {"aicert/timestamp.py"},
+    "segno": {"aicert/views/page.py"},
 }
 
 
