@@ -35,6 +35,12 @@ class UnreadableError(Error):
     code = "cli.unreadable"
 
 
+class PublishedError(Error):
+    """A file is named by its digest, so it cannot be changed where it is."""
+
+    code = "cli.published"
+
+
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(aicert.__version__, prog_name="aicert")
 def main() -> None:
@@ -266,6 +272,85 @@ def trust(roots: tuple[Path, ...], hardware_roots: tuple[Path, ...], as_json: bo
             click.echo(f"{pin.assurance:<10} {pin.fingerprint}  {pin.name}  ({pin.source})")
 
 
+@main.command("timestamp")
+@click.argument("certificate", type=_File)
+@click.option("--url", required=True, help="Address of the RFC 3161 authority, http or https.")
+@click.option("--timestamp-root", "stamp_roots", multiple=True, required=True, type=_File,
+    help="Root of the authority, which its answer must chain to. Repeatable.",
+)  # fmt: skip
+@click.option("--out", type=_File, help="Write the stamped certificate there, as a new file.")
+@click.option("--in-place", is_flag=True, help="Write it over CERTIFICATE.")
+@click.option("--replace", is_flag=True, help="Replace a timestamp that is there.")
+@click.option("--timeout", type=click.FloatRange(0.1, 600), default=30, show_default=True,
+    help="Seconds that the authority may take in all.",
+)  # fmt: skip
+@click.option("--json", "as_json", is_flag=True, help="Print JSON for programs.")
+def stamp_command(
+    certificate: Path,
+    url: str,
+    stamp_roots: tuple[Path, ...],
+    out: Path | None,
+    in_place: bool,
+    replace: bool,
+    timeout: float,
+    as_json: bool,
+) -> None:
+    """Have CERTIFICATE stamped by a timestamp authority, before it is published.
+
+    Only a digest is sent. The stamped certificate is another file with another digest, so another
+    name: a store's entry is never changed.
+    """
+    import hashlib
+
+    from aicert import stamping, timestamp
+    from aicert.events import format_time
+    from aicert.trust import load_certificates
+
+    if (out is None) is not in_place or (str(certificate) == "-" and in_place):
+        raise click.UsageError("say where to write it: either --out FILE or --in-place")
+    data = _read(certificate, as_json)
+    digest = hashlib.sha256(data).hexdigest()
+    try:
+        roots = [root for path in stamp_roots for root in load_certificates(path)]
+        if in_place and certificate.resolve().parent.name == digest:
+            raise PublishedError(
+                "the certificate is published under its digest, which would no longer be its own",
+                got=certificate,
+                advice="write it to another place (--out) and publish that besides",
+            )
+    except Error as error:
+        _fail(error, as_json, COULD_NOT_CHECK)
+    try:
+        stamped = stamping.stamp(data, url=url, authorities=roots, timeout=timeout, replace=replace)
+        found = timestamp.read(stamped, roots)
+    except (stamping.UnavailableError, stamping.UrlError, timestamp.TimestampExtraError) as error:
+        _fail(error, as_json, COULD_NOT_CHECK)
+    except Error as error:
+        _fail(error, as_json, REFUSED)
+    target = out or certificate.resolve()  # where it is a link, the file is what changes
+    try:
+        _write_whole(target, stamped, new=out is not None)
+    except OSError as error:
+        _fail(
+            UnreadableError(f"{target} cannot be written: {error.strerror}"),
+            as_json,
+            COULD_NOT_CHECK,
+        )
+    after = hashlib.sha256(stamped).hexdigest()
+    if as_json:
+        _print_json({
+            "certificate": {"sha256": after, "before": digest, "path": str(target)},
+            "existedBefore": format_time(found.latest),
+            "timestampAuthority": found.authority,
+        })  # fmt: skip
+    else:
+        click.echo(
+            f"STAMPED  existed before {format_time(found.latest)}, says {found.authority!a}\n"
+            f"  {target}\n  sha256:{after}\n"
+            f"  before: sha256:{digest}; the same statement under another name"
+        )
+
+
 @main.group()
 def policy() -> None:
     """Work with policies."""
@@ -417,6 +502,26 @@ def _write(path: Path, data: bytes, as_json: bool) -> None:
             as_json,
             COULD_NOT_CHECK,
         )
+
+
+def _write_whole(path: Path, data: bytes, *, new: bool) -> None:
+    """Write a file whole or not at all; `new`: only where there is none."""
+    import os
+    import tempfile
+
+    descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    try:
+        with open(descriptor, "wb") as stream:
+            stream.write(data)
+            stream.flush()
+            os.fsync(stream.fileno())
+        os.chmod(name, 0o644 if new else path.stat().st_mode & 0o777)
+        if new:
+            os.link(name, path)  # fails where something is there
+        else:
+            Path(name).replace(path)
+    finally:
+        Path(name).unlink(missing_ok=True)
 
 
 def _ignored(given: tuple[str, ...], model: Path | None, *own: Path | None) -> frozenset[str]:

@@ -42,7 +42,7 @@ class EventError(Error):
 
 def format_time(time: datetime) -> str:
     """Return the form in which events give a time: UTC, whole seconds, `Z` (RFC 3339)."""
-    return time.strftime("%Y-%m-%dT%H:%M:%SZ")
+    return time.replace(tzinfo=None).isoformat(timespec="seconds") + "Z"
 
 
 def _named(reader: Reader, field: str) -> str:

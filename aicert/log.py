@@ -94,7 +94,12 @@ def read(items: list[Any], where: str = "measurementLog") -> tuple[Record, ...]:
         reader = Reader(item, f"{where}[{number}]", LogError)
         reader.const("recnum", number)
         reader.const("content_type", CONTENT_TYPE)
-        record = Record.of(read_event(reader.raw("content"), f"{where}[{number}].content"))
+        content = reader.raw("content")
+        record = Record.of(read_event(content, f"{where}[{number}].content"))
+        # The digest is of the event as we write it: what stands here must be no other way to
+        # write it, or one run would have many certificates.
+        if content != record.event.to_json():
+            raise LogError(f"{where}[{number}].content: is not written as an event is")
         reader.const("pcr", record.event.pcr)
         (digest,) = reader.children("digests", min_items=1, max_items=1)
         digest.const("hashAlg", "sha256")

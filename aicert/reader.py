@@ -8,7 +8,7 @@ import base64
 import binascii
 import re
 from collections.abc import Callable, Iterator
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Any, TypeVar
 
 from aicert.errors import Error
@@ -16,7 +16,7 @@ from aicert.errors import Error
 T = TypeVar("T")
 
 _HEX = re.compile(r"(?:[0-9a-f]{2})*")
-_TIME = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ")
+_TIME = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ", re.ASCII)  # `\d` is any script's digit
 _MISSING = object()
 
 
@@ -168,7 +168,7 @@ class Reader:
         if not _TIME.fullmatch(value):
             raise self.fail(f"{self.where}.{name}", "is not a UTC time with seconds", got=value)
         try:
-            return datetime.strptime(value, "%Y-%m-%dT%H:%M:%SZ").replace(tzinfo=UTC)
+            return datetime.fromisoformat(value)
         except ValueError:
             raise self.fail(f"{self.where}.{name}", "is not a time", got=value) from None
 

@@ -23,7 +23,7 @@ from aicert import canonical
 from aicert.certificate import MAX_TIMESTAMP_BYTES, Certificate
 from aicert.errors import Error
 from aicert.events import format_time
-from aicert.log import Run
+from aicert.log import Run, parse_run
 from aicert.trust import fingerprint
 from aicert.x509 import ChainInfo
 
@@ -214,19 +214,37 @@ def bounds(
         _check_token(certificate.timestamp)  # at least it is one, in form
         return replace(known, unchecked_stamp=True)
     stamp = verify(certificate.timestamp, message(certificate), authorities)
-    if known.finished > stamp.latest + CLOCK_TOLERANCE:
+    _check_order(known.finished, stamp)
+    return replace(known, stamp=stamp)
+
+
+def _check_order(finished: datetime, stamp: Stamp) -> None:
+    """Check that the run says that it ended before its statement was stamped."""
+    if finished - stamp.latest > CLOCK_TOLERANCE:  # a difference of times never overflows
         raise TimestampContradictionError(
             "the run says that it ended after its statement was stamped",
-            got=format_time(known.finished),
+            got=format_time(finished),
             expected=f"at the latest {format_time(stamp.latest)}",
             advice="do not rely on this run's times: the machine's clock was ahead",
         )
-    return replace(known, stamp=stamp)
 
 
 def message(certificate: Certificate) -> bytes:
     """Return the bytes that are stamped: the canonical JSON of the certificate's `dsseEnvelope`."""
     return canonical.dumps(certificate.to_json()["dsseEnvelope"])
+
+
+def read(data: bytes, authorities: Sequence[Authority]) -> Stamp:
+    """Check the timestamp of a certificate file, and it alone.
+
+    Raises:
+        TimestampError: there is none, or it cannot be believed.
+        Error: (as `Certificate.parse`) the file is not a certificate.
+    """
+    certificate = Certificate.parse(data)
+    if certificate.timestamp is None:
+        raise TimestampError("the certificate has no timestamp")
+    return verify(certificate.timestamp, message(certificate), authorities)
 
 
 # -- asking for a timestamp ----------------------------------------------------------------------
@@ -261,18 +279,21 @@ def attach(
 ) -> Certificate:
     """Return the certificate with the timestamp in an authority's answer (a TimeStampResp).
 
-    The token is kept with its certificates in DER's order, which not every authority observes.
+    The token is kept with its certificates in DER's order, which not every authority observes. The
+    certificate that is returned is another file, so its digest is another (`aicert.stamping`).
 
     Raises:
         TimestampExtraError: the library is not installed.
         TimestampError: the answer is a refusal, or not one that a verifier would accept.
+        LogError: the certificate's log is not that of a complete run.
     """
     token = _sorted(_token(response))
     if _decode(token).tst_info.nonce != request.nonce:
         raise TimestampError(
             "the authority answered another request", advice="ask for a timestamp again"
         )
-    verify(token, message(certificate), authorities)
+    stamp = verify(token, message(certificate), authorities)
+    _check_order(parse_run(certificate.records).outputs.finished_on, stamp)
     return replace(certificate, timestamp=token)
 
 
@@ -325,19 +346,21 @@ def verify(token: bytes, stamped: bytes, authorities: Sequence[Authority]) -> St
             advice="name the root certificate of the authority that the builder used, if you "
             "believe it; or name none, and the timestamp is left unchecked",
         )
-    accuracy = info.accuracy
-    return Stamp(
-        time=info.gen_time.astimezone(UTC),
-        accuracy=timedelta()
-        if accuracy is None
-        else timedelta(
-            seconds=accuracy.seconds or 0,
-            milliseconds=accuracy.millis or 0,
-            microseconds=accuracy.micros or 0,
-        ),
-        authority=_subject(signer),
-        roots=frozenset(roots),
-    )
+    time, accuracy = info.gen_time.astimezone(UTC), _accuracy(info.accuracy)
+    if time.year == 9999:  # adding the accuracy would pass the end of what a time can hold
+        raise TimestampFormatError("the timestamp's time", got=time)
+    return Stamp(time, accuracy, _subject(signer), frozenset(roots))
+
+
+def _accuracy(accuracy: Any) -> timedelta:
+    """Return the accuracy as a time; none stands for exact (RFC 3161, 2.4.2)."""
+    if accuracy is None:
+        return timedelta()
+    parts = [accuracy.seconds or 0, accuracy.millis or 0, accuracy.micros or 0]
+    # A day is no accuracy, and a number of seconds without bound is more than a time can hold.
+    if min(parts) < 0 or parts[0] > 86_400 or max(parts[1:]) > 999:
+        raise TimestampFormatError("the timestamp's accuracy", got=parts, expected="up to a day")
+    return timedelta(seconds=parts[0], milliseconds=parts[1], microseconds=parts[2])
 
 
 def _signer(response: "TimeStampResponse", authorities: Sequence[Authority]) -> x509.Certificate:
