@@ -4,6 +4,7 @@ Exit status: 0 done or verified; 1 refused: the check failed or the run did; 2 w
 3 could not check: a file cannot be read or a part is not installed.
 """
 
+import io
 import json
 import sys
 import warnings
@@ -47,6 +48,9 @@ def main() -> None:
     """Make AI traceable: certify what a model was made from, and verify it offline."""
     # The library warns of names over 64 characters, which some vendors' certificates have.
     warnings.filterwarnings("ignore", category=UserWarning, module=r"aicert\.x509")
+    for stream in (sys.stdout, sys.stderr):  # a name that a terminal cannot show ends no verdict
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
 
 
 @main.command()
@@ -156,14 +160,14 @@ def verify(
 @click.option("--json", "as_json", is_flag=True, help="Print the statement as JSON.")
 def show(certificate: Path, markdown: bool, as_json: bool) -> None:
     """Show what CERTIFICATE says. Nothing is verified: use `aicert verify` for that."""
-    from aicert import card
-    from aicert.certificate import Certificate
+    from aicert import canonical, card
+    from aicert.certificate import MAX_BYTES, Certificate
 
     data = _read(certificate, as_json)
     try:
         parsed = Certificate.parse(data)
         if as_json:
-            click.echo(parsed.payload.decode())
+            _print_json(canonical.loads(parsed.payload, max_bytes=MAX_BYTES))
         elif markdown:
             click.echo(card.markdown(parsed))
         else:
@@ -559,4 +563,5 @@ def _fail(error: Error, as_json: bool, status: int) -> NoReturn:
 
 
 def _print_json(value: Any) -> None:
-    click.echo(json.dumps(value, indent=2, ensure_ascii=False))
+    # In ASCII: a terminal obeys some characters that JSON lets stand, and these are a stranger's.
+    click.echo(json.dumps(value, indent=2))

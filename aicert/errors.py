@@ -28,11 +28,12 @@ class Error(Exception):
         advice: str | None = None,
     ) -> None:
         """Hold the message and, where they help, what was found, what was expected, advice."""
+        message = _one_way(message)
         super().__init__(message)
         self.message = message
         self.got = None if got is None else _shown(got)
         self.expected = None if expected is None else _shown(expected)
-        self.advice = advice
+        self.advice = None if advice is None else _one_way(advice)
 
     def to_json(self) -> dict[str, str]:
         """Return the error as strings: code and message, and got, expected, advice where set."""
@@ -61,6 +62,15 @@ class InternalError(Error):
     """A mistake in aicert itself, not in what it was given."""
 
     code = "internal"
+
+
+def _one_way(message: str) -> str:
+    """Return a message whose every character prints, but for the ends of its lines.
+
+    A message may quote a name from an attacker's file, and a terminal obeys what it is shown.
+    """
+    lines = message.split("\n")
+    return "\n".join(line if line.isprintable() else ascii(line)[1:-1] for line in lines)
 
 
 def _shown(value: object) -> str:

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from aicert import events
+from aicert import events, manifest
 from aicert.errors import Error
 from aicert.events import Event, event_digest, read_event
 from aicert.reader import Reader
@@ -165,6 +165,41 @@ def parse_run(records: Iterable[Record]) -> Run:
     return run
 
 
+def agent_variables(spec: events.Spec) -> dict[str, str]:
+    """Return the variables that the agent itself gives to every training; no spec changes them.
+
+    With HOME among the inputs, for one, Python would load code that the command does not show.
+    """
+    return {
+        "HOME": "/tmp",  # noqa: S108 - a path in the container
+        "AICERT_INPUTS": "/inputs",
+        "AICERT_OUTPUTS": "/outputs",
+        "AICERT_SEED": str(spec.seed),
+        "PYTHONHASHSEED": str(spec.seed % 2**32),
+    }
+
+
+def _check_inputs(spec: events.Spec) -> None:
+    """Check that inputs have names of their own, and folders of their own below /inputs.
+
+    Anywhere else an input would hide a part of the image, or of another input.
+    """
+    if len({item.name for item in spec.inputs}) != len(spec.inputs):
+        raise GrammarError("two inputs have one name")
+    targets = [item.target for item in spec.inputs]
+    try:
+        if not all(target.startswith("/inputs/") for target in targets):
+            raise manifest.PathError("a target does not lie below /inputs")
+        folders = [manifest.check_path(target.removeprefix("/inputs/")) for target in targets]
+        manifest.check_collisions(folders)
+        if len(set(folders)) != len(folders):
+            raise manifest.CollisionError("a target stands twice")
+    except manifest.ManifestError as error:
+        raise GrammarError(
+            f"an input has no folder of its own below /inputs: {error.message}", got=error.got
+        ) from error
+
+
 def _check_consistent(run: Run) -> None:
     """Refuse a log whose events contradict its own spec.
 
@@ -185,8 +220,15 @@ def _check_consistent(run: Run) -> None:
     equal("the image", run.image.reference, spec.image)
     equal("the command", run.start.command, spec.command)
     equal("the limits", run.start.limits, spec.limits)
+    given = run.start.environment
     for name, value in spec.environment.items():
-        equal(f"the variable {name}", run.start.environment.get(name), value)
+        equal(f"the variable {name!a}", given.get(name), value)
+    for name, value in agent_variables(spec).items():
+        if given.get(name, value) != value:
+            raise GrammarError(
+                f"the variable {name} is not as the agent sets it", got=given[name], expected=value
+            )
+    _check_inputs(spec)
     equal("the exit status", run.end.exit_code, 0)
     mounts = [events.Mount(item.target, item.name, writable=False) for item in spec.inputs]
     outputs = events.Mount("/outputs", None, writable=True)

@@ -28,11 +28,6 @@ if TYPE_CHECKING:
 FORMAT = 1
 """The version of the policy format."""
 
-AGENT_VARIABLES = frozenset(
-    {"AICERT_INPUTS", "AICERT_OUTPUTS", "AICERT_SEED", "HOME", "PYTHONHASHSEED"}
-)
-"""The variables that the agent itself gives to every training."""
-
 
 # -- errors --------------------------------------------------------------------------------------
 
@@ -557,19 +552,22 @@ class RequiredVariable(Rule):
 
 @dataclass(frozen=True, slots=True)
 class OnlyVariables(Rule):
-    """The training was given no variables but these and the agent's own."""
+    """The spec gives the training no variables but these.
+
+    What else it is given is the image's, which the image's digest covers, or the agent's own, which
+    the log's grammar holds to their values.
+    """
 
     key: ClassVar[str] = "environment.only"
     names: tuple[str, ...]
 
     def problem(self, facts: Facts) -> PolicyError | None:
         """Look for another variable."""
-        allowed = AGENT_VARIABLES.union(self.names)
-        if extra := sorted(facts.run.start.environment.keys() - allowed):
+        if extra := sorted(facts.run.job.spec.environment.keys() - set(self.names)):
             return VariableError(
                 "the training was given variables that the policy does not list",
                 got=", ".join(extra),
-                expected=f"{', '.join(self.names) or 'none'}, and the agent's own",
+                expected=f"{', '.join(self.names) or 'none'}, besides the image's and the agent's",
                 advice="a variable can change what a command does; list it under "
                 "environment.only if you accept any value of it",
             )
@@ -577,7 +575,8 @@ class OnlyVariables(Rule):
 
     def explain(self) -> str:
         """Name the variables."""
-        return f"the training has no variables but {', '.join(self.names)} and the agent's own"
+        names = ", ".join(self.names) or "none"
+        return f"of the training's variables the spec sets only these: {names}"
 
     def to_json(self) -> Any:
         """Return the names."""
@@ -784,8 +783,14 @@ class Policy:
 
     @classmethod
     def all_of(cls, policies: Iterable["Policy"]) -> "Policy":
-        """Return the policy that demands what each of `policies` does."""
+        """Return the policy that demands what each of `policies` does.
+
+        Raises:
+            ValueError: there is none: a policy without rules would let everything pass.
+        """
         parts = tuple(policies)
+        if not parts:
+            raise ValueError("no policy was given")
         name = " and ".join(part.name for part in parts)
         return parts[0] if len(parts) == 1 else cls(name, name, (), parts)
 
@@ -875,7 +880,8 @@ class Policy:
             if policy.parts:
                 names = ", ".join(part.name for part in policy.parts)
                 lines.append(f"  and all that these demand: {names}")
-        return "\n".join([*lines, *self._notes()])
+        text = [*lines, *self._notes()]
+        return "\n".join(line if line.isprintable() else ascii(line)[1:-1] for line in text)
 
     def _notes(self) -> Iterator[str]:
         """Say what the policy leaves open, and what in it can never pass."""

@@ -234,7 +234,8 @@ class Reader:
             raise self.fail(f"{self.where}.{name}", "has too many entries", got=len(value))
         for key, item in value.items():
             if type(item) is not str or len(item) > max_length:
-                raise self.fail(f"{self.where}.{name}.{key}", "is not a short string", got=item)
+                where = f"{self.where}.{name}[{key[:60]!a}]"  # in one line, and it prints
+                raise self.fail(where, "is not a short string", got=item)
         return dict(value)
 
     def read(self, name: str, read: Callable[["Reader"], T]) -> T:

@@ -175,6 +175,7 @@ def _is_root(certificate: x509.Certificate) -> bool:
 
 def _name(certificate: x509.Certificate) -> str:
     try:
-        return certificate.subject.rfc4514_string()[:200]
+        name = certificate.subject.rfc4514_string()[:200]
+        return name if name.isprintable() else ascii(name)[1:-1]
     except ValueError:
         return "a root without a readable name"

@@ -6,6 +6,7 @@ certificates have. Here nothing is built: the chain comes in order, leaf to root
 checked. Signatures, DER and extensions are the library's work.
 """
 
+import threading
 import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -21,6 +22,9 @@ from cryptography.x509.oid import ExtensionOID, ObjectIdentifier
 
 from aicert.errors import Error
 from aicert.trust import Pin, TrustStore, fingerprint
+
+_WARNINGS = threading.Lock()
+"""Python keeps one list of warnings' filters: what changes it for a moment does so alone."""
 
 E = TypeVar("E", bound=x509.ExtensionType)
 
@@ -208,7 +212,7 @@ def _parse(der: bytes, index: int) -> x509.Certificate:
     if len(der) > MAX_CERTIFICATE_BYTES:
         raise ChainParseError(f"certificate {index} is too large", got=len(der))
     try:
-        with warnings.catch_warnings():
+        with _WARNINGS, warnings.catch_warnings():
             # Google's names are longer than X.520 allows. What the library accepts with a warning
             # is judged below, the same under every setting of Python's warnings.
             warnings.simplefilter("ignore")

@@ -1,12 +1,17 @@
 """The command line: exit statuses, JSON, and messages that say what to do."""
 
 import json
+import subprocess
+import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from click.testing import CliRunner, Result
 
+from aicert import log, statement
 from aicert.cli import main
+from tests.support.forger import Forger, run_events
 
 HERE = Path(__file__).parent / "conformance"
 GOOD = str(HERE / "cases" / "good-ecc" / "certificate.json")
@@ -140,6 +145,85 @@ def test_trust_lists_built_in_and_given_roots() -> None:
     listed = json.loads(aicert("trust", "--root", ROOTS, "--json").stdout)
     assert {pin["assurance"] for pin in listed} == {"hardware", "simulated"}
     assert any("Azure" in pin["name"] for pin in listed)
+
+
+HOSTILE = "\x1b[31m\x9b1m\u202e\x07\r\u2028\nVERIFIED"
+
+
+def hostile(tmp_path: Path, name: str) -> tuple[str, ...]:
+    """A true certificate whose every text is hostile, or one that is refused for such a text."""
+    listed = run_events()
+    spec = replace(listed[0].spec, description=HOSTILE, command=(HOSTILE,), environment={"A": "1"})
+    if name == "refused":
+        spec = replace(spec, environment={HOSTILE: "1"})
+    spec = replace(
+        spec,
+        image=HOSTILE,
+        metrics=None,
+        inputs=tuple(replace(item, uri=HOSTILE) for item in spec.inputs),
+    )
+    listed[0] = replace(listed[0], spec=spec, agent_version=HOSTILE)
+    listed[1:3] = [
+        replace(item, uri=HOSTILE, requested=HOSTILE, revision=HOSTILE) for item in listed[1:3]
+    ]
+    listed[3] = replace(listed[3], reference=HOSTILE)
+    listed[4] = replace(
+        listed[4],
+        command=(HOSTILE,),
+        environment={"A": "1"},
+        network=HOSTILE if name == "network" else "none",
+    )
+    values = {"loss": HOSTILE}
+    listed[5] = replace(listed[5], metrics=replace(listed[5].metrics, values=values))
+    forger = Forger(events=listed)
+    payload = statement.encode(log.parse_run(log.Record.of(event) for event in run_events()))
+    certificate = forger.certificate(payload=payload if name == "refused" else None)
+    (tmp_path / "certificate.json").write_bytes(certificate.encode())
+    (tmp_path / "root.pem").write_bytes(forger.authority.root_pem)
+    return str(tmp_path / "certificate.json"), "--root", str(tmp_path / "root.pem")
+
+
+@pytest.mark.parametrize("name", ["verified", "refused", "network"])
+def test_nothing_in_a_certificate_speaks_to_the_terminal(name: str, tmp_path: Path) -> None:
+    certificate, *root = hostile(tmp_path, name)
+    for command in (
+        ("verify", certificate, *root, "--allow-simulated"),
+        ("verify", certificate, *root, "--allow-simulated", "--json"),
+        ("verify", certificate),
+        ("show", certificate),
+        ("show", certificate, "--markdown"),
+        ("show", certificate, "--json"),
+    ):
+        done = aicert(*command)
+        assert done.exit_code in (0, 1), command
+        assert done.exception is None or isinstance(done.exception, SystemExit), command
+        lines = (done.stdout + done.stderr).split("\n")
+        assert all(line.isprintable() for line in lines), command
+        verified = [line for line in lines if line.startswith("VERIFIED")]
+        assert len(verified) == (
+            name == "verified" and "--allow-simulated" in command and "--json" not in command
+        )
+
+
+def test_a_terminal_without_its_characters_still_shows_a_verdict(tmp_path: Path) -> None:
+    certificate = hostile(tmp_path, "verified")[0]
+    done = subprocess.run(
+        [sys.executable, "-m", "aicert", "show", certificate],
+        env={"PYTHONIOENCODING": "latin-1"},
+        cwd=HERE.parents[1],
+        capture_output=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert b"\\ufffd" in done.stdout
+
+
+def test_a_statement_that_is_no_json_is_shown_as_an_error() -> None:
+    for name in ("statement-not-json", "form-not-utf8"):
+        done = aicert("show", str(HERE / "cases" / name / "certificate.json"), "--json")
+        assert done.exit_code == 1
+        assert isinstance(done.exception, SystemExit)
+        assert json.loads(done.stdout)["verdict"] == "refused"
 
 
 def test_a_card_cannot_carry_markup_or_terminal_escapes() -> None:

@@ -385,14 +385,20 @@ def test_variables_that_are_not_listed_are_refused() -> None:
     check("environment: {only: [OMP_NUM_THREADS]}")
     error = refusal("environment: {only: []}", policy.VariableError, "environment.only")
     assert error.got == "OMP_NUM_THREADS"
-    preloaded = run(start={"environment": {"LD_PRELOAD": "/inputs/data/x.so"}})
+    spec = replace(run().job.spec, environment={"PYTHONPATH": "/inputs/data"})
     error = refusal(
         "environment: {only: [OMP_NUM_THREADS]}",
         policy.VariableError,
         "environment.only",
-        run=preloaded,
+        run=run(job={"spec": spec}),
     )
-    assert error.got == "LD_PRELOAD"
+    assert error.got == "PYTHONPATH"
+
+
+def test_variables_of_the_image_and_of_the_agent_need_no_listing() -> None:
+    """Every run has a PATH: were it listed, the spec could set it to a folder of the data."""
+    given = {"OMP_NUM_THREADS": "1", "PATH": "/usr/bin", "HOME": "/tmp", "LANG": "C.UTF-8"}
+    check("environment: {only: [OMP_NUM_THREADS]}", run=run(start={"environment": given}))
 
 
 def test_a_training_with_a_network_is_refused() -> None:

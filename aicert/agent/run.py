@@ -275,11 +275,7 @@ class Run:
         environment = {
             "PATH": _PATH,
             **self.image.environment,
-            "HOME": "/tmp",  # noqa: S108 - a path in the container
-            "AICERT_INPUTS": "/inputs",
-            "AICERT_OUTPUTS": "/outputs",
-            "AICERT_SEED": str(spec.seed),
-            "PYTHONHASHSEED": str(spec.seed % 2**32),
+            **log.agent_variables(spec),
             **spec.environment,
         }
         container = ContainerSpec(

@@ -1254,6 +1254,95 @@ relogged(
     "Two outputs whose names are one after compatibility folding.",
     _path("metrics.j\u017fon", index=1),
 )
+relogged(
+    "time-in-other-digits",
+    "log.event",
+    "A time in Arabic-Indic digits, which Python reads as the time that was measured: one run "
+    "would have two certificates.",
+    lambda i: i[0]["content"].update(startedOn="\u0662" + i[0]["content"]["startedOn"][1:]),
+)
+
+
+# Runs that were measured so, spec and all, as no agent does.
+
+
+def _given(variables: dict[str, str]) -> Callable[[list[Any]], list[Any]]:
+    def change(listed: list[Any]) -> list[Any]:
+        spec = replace(listed[0].spec, environment=variables)
+        listed[0] = replace(listed[0], spec=spec)
+        listed[4] = replace(listed[4], environment=dict(variables))
+        return listed
+
+    return change
+
+
+def _mounted(*places: tuple[str, str]) -> Callable[[list[Any]], list[Any]]:
+    """Give the inputs these names and targets."""
+
+    def change(listed: list[Any]) -> list[Any]:
+        spec = listed[0].spec
+        asked = [
+            replace(item, name=name, target=target)
+            for item, (name, target) in zip(spec.inputs, places, strict=True)
+        ]
+        listed[0] = replace(listed[0], spec=replace(spec, inputs=tuple(asked)))
+        for index, (name, _) in enumerate(places, start=1):
+            listed[index] = replace(listed[index], name=name)
+        mounts = [events.Mount(item.target, item.name, writable=False) for item in asked]
+        listed[4] = replace(listed[4], mounts=(*mounts, listed[4].mounts[-1]))
+        return listed
+
+    return change
+
+
+replaced(
+    "home-among-the-inputs",
+    "log.grammar",
+    "The spec moves HOME into an input, from where Python would load code that no command shows.",
+    _given({"HOME": "/inputs/data"}),
+)
+replaced(
+    "seed-of-another-value",
+    "log.grammar",
+    "The variable that tells the training its seed says another than the spec.",
+    _given({"AICERT_SEED": "7"}),
+)
+replaced(
+    "variable-with-an-escape",
+    "log.grammar",
+    "A variable whose name, shown in the message of its refusal, would write on the terminal.",
+    _given({"HOME": "/", "A\x1b[2J\nVERIFIED": "1"}),
+)
+replaced(
+    "input-over-the-image",
+    "log.grammar",
+    "An input is mounted over a folder of the image, whose digest then says nothing of it.",
+    _mounted(("code", "/inputs/code"), ("data", "/usr/lib/python3")),
+)
+replaced(
+    "input-target-with-dots",
+    "log.grammar",
+    "An input is mounted over a folder of the image, in other words.",
+    _mounted(("code", "/inputs/code"), ("data", "/inputs/../usr/lib/python3")),
+)
+replaced(
+    "input-within-another",
+    "log.grammar",
+    "An input is mounted within another one, and hides a part of it.",
+    _mounted(("code", "/inputs/code"), ("data", "/inputs/code/lib")),
+)
+replaced(
+    "inputs-in-one-place",
+    "log.grammar",
+    "Two inputs are mounted in one place: the second hides the first.",
+    _mounted(("code", "/inputs/code"), ("data", "/inputs/code")),
+)
+replaced(
+    "inputs-of-one-name",
+    "log.grammar",
+    "Two inputs have one name.",
+    _mounted(("code", "/inputs/code"), ("code", "/inputs/data")),
+)
 
 
 # -- statement and envelope ------------------------------------------------------------------------

@@ -91,6 +91,18 @@ def started(**changes: Any) -> Callable[[], Certificate]:
     return lambda: _with(4, **changes)
 
 
+def asked(**changes: Any) -> Callable[[], Certificate]:
+    """A good certificate whose spec asked for a training that was started in another way."""
+
+    def make() -> Certificate:
+        listed = run_events()
+        listed[0] = replace(listed[0], spec=replace(listed[0].spec, **changes))
+        listed[4] = replace(listed[4], **changes)
+        return good(events=listed).certificate()
+
+    return make
+
+
 def _with(index: int, **changes: Any) -> Certificate:
     listed = run_events()
     listed[index] = replace(listed[index], **changes)
@@ -278,7 +290,7 @@ policy(
     "policy.environment",
     "A variable changes what the command does.",
     BASE + "environment: {only: [OMP_NUM_THREADS]}\n",
-    started(environment={"OMP_NUM_THREADS": "1", "HOME": "/tmp", "LD_PRELOAD": "/inputs/code/x"}),
+    asked(environment={"OMP_NUM_THREADS": "1", "PYTHONPATH": "/inputs/data"}),
 )
 policy(
     "variable-of-another-value",
