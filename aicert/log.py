@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from aicert import events, manifest
+from aicert import canonical, events, manifest
 from aicert.errors import Error
 from aicert.events import Event, event_digest, read_event
 from aicert.reader import Reader
@@ -95,11 +95,11 @@ def read(items: list[Any], where: str = "measurementLog") -> tuple[Record, ...]:
         reader.const("recnum", number)
         reader.const("content_type", CONTENT_TYPE)
         content = reader.raw("content")
-        record = Record.of(read_event(content, f"{where}[{number}].content"))
-        # The digest is of the event as we write it: what stands here must be no other way to
-        # write it, or one run would have many certificates.
-        if content != record.event.to_json():
+        event = read_event(content, f"{where}[{number}].content")
+        # No other way to write the same event, or one run would have many certificates.
+        if content != event.to_json():
             raise LogError(f"{where}[{number}].content: is not written as an event is")
+        record = Record(event, bytes.fromhex(canonical.sha256(content)))
         reader.const("pcr", record.event.pcr)
         (digest,) = reader.children("digests", min_items=1, max_items=1)
         digest.const("hashAlg", "sha256")

@@ -13,6 +13,7 @@ import unicodedata
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -80,7 +81,7 @@ class File:
         return cls(path, reader.integer("size"), reader.sha256("sha256"))
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Manifest:
     """The files of a tree, in the order of their paths: part by part, each by code point.
 
@@ -106,12 +107,12 @@ class Manifest:
         """Make a manifest of files in any order."""
         return cls(tuple(sorted(files, key=lambda file: file.path.split("/"))))
 
-    @property
+    @cached_property
     def root(self) -> str:
         """The OMS v1 root, in hex; it does not cover names and sizes (see `digest`)."""
         return hashlib.sha256(b"".join(bytes.fromhex(f.sha256) for f in self.files)).hexdigest()
 
-    @property
+    @cached_property
     def digest(self) -> str:
         """SHA-256 of the canonical JSON, in hex: covers names, sizes and contents."""
         return canonical.sha256(self.to_json())
