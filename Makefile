@@ -46,8 +46,10 @@ $(VENV)/ready: pyproject.toml requirements/build.txt requirements/all.txt deploy
 	deployments/setup/venv.sh $(PYTHON) $(VENV)
 	@touch $@
 
-$(VENV)/ready-test: $(VENV)/ready deployments/setup/packages-test.txt
+$(VENV)/ready-test: $(VENV)/ready deployments/setup/packages-test.txt \
+		deployments/setup/azurite/package-lock.json
 	deployments/setup/system.sh deployments/setup/packages-test.txt
+	deployments/setup/azurite.sh $(VENV)/azurite
 	@touch $@
 
 corpus: setup ## rebuild the conformance corpus (tests/conformance/cases)

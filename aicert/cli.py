@@ -28,6 +28,8 @@ COULD_NOT_CHECK = 3
 
 _Folder = click.Path(path_type=Path, file_okay=False)
 _File = click.Path(path_type=Path, dir_okay=False)
+# A file, or the address of one.
+_Certificate = click.Path(dir_okay=False)
 
 
 class UnreadableError(Error):
@@ -54,7 +56,7 @@ def main() -> None:
 
 
 @main.command()
-@click.argument("certificate", type=_File)
+@click.argument("certificate", type=_Certificate)
 @click.option("--model", type=_Folder, help="Folder with the model's files; all are checked.")
 @click.option("--ignore", multiple=True, metavar="PATH", help="A path in it that may be there too.")
 @click.option("--root", "roots", multiple=True, type=click.Path(path_type=Path), help=(
@@ -81,7 +83,7 @@ def main() -> None:
 @click.option("--vsa-key", type=_File, help="Sign the attestation with this private key (PEM).")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON for programs.")
 def verify(
-    certificate: Path,
+    certificate: str,
     model: Path | None,
     ignore: tuple[str, ...],
     roots: tuple[Path, ...],
@@ -98,8 +100,9 @@ def verify(
 ) -> None:
     """Verify CERTIFICATE, and that the files in --model are the ones it names.
 
-    Where no policy is given, a hardware TPM at least is asked for. A policy says itself how much
-    the certificate must be worth, and --allow-simulated changes nothing beside one.
+    CERTIFICATE is a file, or its https:// address. Where no policy is given, a hardware TPM at
+    least is asked for. A policy says itself how much the certificate must be worth, and
+    --allow-simulated changes nothing beside one.
     """
     from aicert import card, oms
     from aicert import verify as verifier
@@ -108,7 +111,7 @@ def verify(
     from aicert.timestamp import TimestampExtraError
     from aicert.trust import load_certificates
 
-    data = _read(certificate, as_json)
+    data = _read_certificate(certificate, as_json)
     documents = [_read(path, as_json) for path in references]
     if signature_key is not None and signature is None:
         raise click.UsageError("--signature-key needs --signature")
@@ -132,7 +135,7 @@ def verify(
             data,
             trust=trust,
             model=model,
-            ignore=_ignored(ignore, model, certificate, signature),
+            ignore=_ignored(ignore, model, Path(certificate), signature),
             policy=policy,
             references=documents,
             timestamp_roots=authorities,
@@ -155,15 +158,18 @@ def verify(
 
 
 @main.command()
-@click.argument("certificate", type=_File)
+@click.argument("certificate", type=_Certificate)
 @click.option("--markdown", is_flag=True, help="Print the card in Markdown.")
 @click.option("--json", "as_json", is_flag=True, help="Print the statement as JSON.")
-def show(certificate: Path, markdown: bool, as_json: bool) -> None:
-    """Show what CERTIFICATE says. Nothing is verified: use `aicert verify` for that."""
+def show(certificate: str, markdown: bool, as_json: bool) -> None:
+    """Show what CERTIFICATE says: a file, or its https:// address.
+
+    Nothing is verified: use `aicert verify` for that.
+    """
     from aicert import canonical, card
     from aicert.certificate import MAX_BYTES, Certificate
 
-    data = _read(certificate, as_json)
+    data = _read_certificate(certificate, as_json)
     try:
         parsed = Certificate.parse(data)
         if as_json:
@@ -536,6 +542,20 @@ def _ignored(given: tuple[str, ...], model: Path | None, *own: Path | None) -> f
             with suppress(ValueError):
                 ignored.add(path.resolve().relative_to(model.resolve()).as_posix())
     return frozenset(ignored)
+
+
+def _read_certificate(source: str, as_json: bool) -> bytes:
+    """Read a certificate from a file, from `-` or from the web."""
+    if not source.startswith("https://"):
+        return _read(Path(source), as_json)
+    from aicert import download
+
+    try:
+        return download.certificate(source)
+    except download.RenamedError as error:
+        _fail(error, as_json, REFUSED)
+    except Error as error:
+        _fail(error, as_json, COULD_NOT_CHECK)
 
 
 def _read(path: Path, as_json: bool) -> bytes:

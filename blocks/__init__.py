@@ -11,13 +11,14 @@ from blocks.checks import Check
 from blocks.credentials import InputCredentials
 from blocks.machines import HostMachine, LocalMachine, Machine
 from blocks.policies import VerificationPolicy
-from blocks.stores import CertificateStore, FolderStore, FsspecStore
+from blocks.stores import AzureBlobStore, CertificateStore, FolderStore, FsspecStore
 
 TYPES: tuple[type[Block], ...] = (
     LocalMachine,
     HostMachine,
     FolderStore,
     FsspecStore,
+    AzureBlobStore,
     VerificationPolicy,
     InputCredentials,
 )
@@ -25,6 +26,7 @@ TYPES: tuple[type[Block], ...] = (
 
 __all__ = [
     "TYPES",
+    "AzureBlobStore",
     "CertificateStore",
     "Check",
     "FolderStore",

@@ -10,7 +10,7 @@ from aicert.agent import audit as library
 from aicert.agent import machine as machines
 from aicert.agent.audit import Demands, Finding
 from aicert.agent.machine import MachineConfig
-from blocks import FolderStore, FsspecStore, VerificationPolicy
+from blocks import AzureBlobStore, FolderStore, FsspecStore, VerificationPolicy
 from flows.certify import failure
 from tasks.reporting import StepError, artifact, failing_as, logger
 from tasks.words import code, count, key, table, text
@@ -21,7 +21,7 @@ SHOWN = 200
 
 @flow(name="audit", log_prints=False, persist_result=False)
 def audit(
-    store: FolderStore | FsspecStore | None = None,
+    store: FolderStore | FsspecStore | AzureBlobStore | None = None,
     policy: VerificationPolicy | None = None,
     weights: bool = True,
     jobs: int = 4,

@@ -28,6 +28,7 @@ from aicert.agent.machine import MachineConfig, MachineHandle
 from aicert.agent.spec import Spec
 from aicert.errors import Error
 from blocks import (
+    AzureBlobStore,
     CertificateStore,
     FolderStore,
     FsspecStore,
@@ -115,7 +116,7 @@ def certify(
     spec_file: str | None = None,
     base: str | None = None,
     machine: LocalMachine | HostMachine | None = None,
-    store: FolderStore | FsspecStore | None = None,
+    store: FolderStore | FsspecStore | AzureBlobStore | None = None,
     credentials: InputCredentials | None = None,
     policy: VerificationPolicy | None = None,
     publish_weights: bool = False,

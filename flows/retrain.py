@@ -15,6 +15,7 @@ from aicert.agent import machine as machines
 from aicert.agent.spec import Spec
 from aicert.verify import Verdict
 from blocks import (
+    AzureBlobStore,
     CertificateStore,
     FolderStore,
     FsspecStore,
@@ -41,7 +42,7 @@ def retrain(
     spec_file: str | None = None,
     base: str | None = None,
     machine: LocalMachine | HostMachine | None = None,
-    store: FolderStore | FsspecStore | None = None,
+    store: FolderStore | FsspecStore | AzureBlobStore | None = None,
     credentials: InputCredentials | None = None,
     policy: VerificationPolicy | None = None,
     publish_weights: bool = True,

@@ -64,7 +64,8 @@ def publish(
                 )
             signature = b"".join(client.open_file(run, "signatures", oms.NAME))
             oms.check(signature, verdict)
-            published = store.open().publish(
+            opened = store.open()
+            published = opened.publish(
                 data,
                 manifests=_manifests(client, run, verdict.run),
                 card=card.markdown(Certificate.parse(data)).encode(),
@@ -79,7 +80,7 @@ def publish(
             "weights": f"{published.url}/weights" if weights else None,
             "new": published.new,
         }
-        _record(name, published, verdict.run, weights)
+        _record(name, published, verdict.run, weights, opened.retention())
     return result
 
 
@@ -94,7 +95,9 @@ def _weights(client: AgentClient, run: str, log: Run) -> Iterator[Weight]:
         yield Weight(file.path, file.size, file.sha256, read)
 
 
-def _record(name: str, published: Published, log: Run, weights: bool) -> None:
+def _record(
+    name: str, published: Published, log: Run, weights: bool, retention: str | None
+) -> None:
     manifests = len(log.inputs) + 1
     reporting.show(
         name,
@@ -118,6 +121,7 @@ def _record(name: str, published: Published, log: Run, weights: bool) -> None:
                     if published.write_once == "enforced"
                     else "checked by reading back; this store cannot enforce it",
                 ),
+                *([("Kept by", retention)] if retention else []),
                 ("New", "yes" if published.new else "no: it was published already"),
             ]
         ),

@@ -140,15 +140,16 @@ class Published:
 
 
 @dataclass(frozen=True, slots=True)
-class _Content:
-    """What is to stand under a name."""
+class Content:
+    """What is to stand under a name: its size, its SHA-256 (hex), and what yields its bytes."""
 
     size: int
     sha256: str
     chunks: Callable[[], Iterable[bytes]]
 
     @classmethod
-    def of(cls, data: bytes) -> "_Content":
+    def of(cls, data: bytes) -> "Content":
+        """Return the content that these bytes are."""
         return cls(len(data), hashlib.sha256(data).hexdigest(), lambda: [data])
 
     def read(self, path: str, progress: Callable[[int], None]) -> Iterator[bytes]:
@@ -212,6 +213,14 @@ class Store:
         """
         self._backend.check()
 
+    def retention(self) -> str | None:
+        """Say what the store itself keeps from being changed or deleted; None: it cannot say.
+
+        Raises:
+            StoreError: the store cannot be asked.
+        """
+        return self._backend.retention()
+
     def publish(
         self,
         certificate: bytes,
@@ -242,22 +251,22 @@ class Store:
         """
         digest = hashlib.sha256(certificate).hexdigest()
         files = {
-            **({CARD: _Content.of(card)} if card is not None else {}),
-            **{name: _Content.of(data) for name, data in (views or {}).items()},
+            **({CARD: Content.of(card)} if card is not None else {}),
+            **{name: Content.of(data) for name, data in (views or {}).items()},
             **{
-                f"manifests/{name}.json": _Content.of(data)
+                f"manifests/{name}.json": Content.of(data)
                 for name, data in (manifests or {}).items()
             },
         }
         small = tuple(files)
         for path, size, sha256, source in weights:
-            files[f"weights/{path}"] = _Content(size, sha256, source)
+            files[f"weights/{path}"] = Content(size, sha256, source)
         _check_names([*files, CERTIFICATE], [*small, CERTIFICATE])
         progress = _progress(on_event, sum(content.size for content in files.values()))
 
         backend = self._backend
         folder = f"certificates/{digest}"
-        final = _Content.of(certificate)
+        final = Content.of(certificate)
         with backend.locked(digest):
             published = backend.holds(f"{folder}/{CERTIFICATE}", final)
             if published is False:
@@ -276,7 +285,7 @@ class Store:
         return Published(f"{self.url}/{folder}", digest, backend.write_once, new)
 
     def _put(
-        self, path: str, content: _Content, *, replace: bool, progress: Callable[[int], None]
+        self, path: str, content: Content, *, replace: bool, progress: Callable[[int], None]
     ) -> None:
         """See to it that `content`, and nothing else, stands under the name."""
         backend = self._backend
@@ -334,7 +343,7 @@ class Store:
         entry = _entry(digest)
         check_path(path)
         if not self._backend.exists(f"{entry}/{CERTIFICATE}"):
-            raise _not_published(digest)
+            raise not_published(digest)
         yield from _limited(self._backend.chunks(f"{entry}/{path}"), path, max_bytes)
 
     def files(self, digest: str) -> tuple[str, ...]:
@@ -345,7 +354,7 @@ class Store:
         """
         found = tuple(sorted(self._backend.files(_entry(digest))))
         if CERTIFICATE not in found:
-            raise _not_published(digest)
+            raise not_published(digest)
         return found
 
     def _read(self, path: str, limit: int) -> bytes:
@@ -395,14 +404,20 @@ def _check_names(paths: list[str], own: list[str]) -> None:
             raise SourceError("a view has a name that is taken", got=path)
 
 
+def is_digest(text: str) -> bool:
+    """Tell whether this names an entry: the hex of a SHA-256."""
+    return _DIGEST.fullmatch(text) is not None
+
+
 def _entry(digest: str) -> str:
-    if not _DIGEST.fullmatch(digest):
+    if not is_digest(digest):
         raise NotPublishedError("this is not the digest of a certificate", got=digest,
                                 expected="64 hex digits")  # fmt: skip
     return f"certificates/{digest}"
 
 
-def _not_published(name: str) -> NotPublishedError:
+def not_published(name: str) -> NotPublishedError:
+    """Return the error for a name under which nothing stands."""
     return NotPublishedError("nothing is published under this name", got=name)
 
 
@@ -425,7 +440,7 @@ def _altered(path: str) -> CorruptError:
 # -- where the files are -------------------------------------------------------------------------
 
 
-class _Backend(ABC):
+class Backend(ABC):
     """Names and bytes. Paths are relative to the root, with `/` between their parts."""
 
     url: str
@@ -437,13 +452,17 @@ class _Backend(ABC):
     def check(self) -> None:
         """Find out whether the store can be used."""
 
+    def retention(self) -> str | None:
+        """Say what the store itself keeps from being changed or deleted; None: it cannot say."""
+        return None
+
     @abstractmethod
     @contextmanager
     def locked(self, digest: str) -> Iterator[None]:
         """Keep other publishers of the entry out, where that is possible."""
 
     @abstractmethod
-    def holds(self, path: str, content: _Content) -> bool | None:
+    def holds(self, path: str, content: Content) -> bool | None:
         """Tell whether `content` stands there: None where nothing does, False for another one."""
 
     @abstractmethod
@@ -451,11 +470,11 @@ class _Backend(ABC):
         """Tell whether anything stands there."""
 
     @abstractmethod
-    def create(self, path: str, content: _Content, progress: Callable[[int], None]) -> None:
+    def create(self, path: str, content: Content, progress: Callable[[int], None]) -> None:
         """Write a name that is free; do nothing where it has been taken meanwhile."""
 
     @abstractmethod
-    def replace(self, path: str, content: _Content, progress: Callable[[int], None]) -> None:
+    def replace(self, path: str, content: Content, progress: Callable[[int], None]) -> None:
         """Write a name that holds a leftover."""
 
     @abstractmethod
@@ -502,15 +521,19 @@ def check_url(url: str) -> str:
     return scheme if separator else "file"
 
 
-def _connect(url: str, options: dict[str, Any]) -> _Backend:
+def _connect(url: str, options: dict[str, Any]) -> Backend:
     scheme = check_url(url)
+    if scheme in ("https", "http"):
+        from aicert.agent.blobs import Blobs
+
+        return Blobs(url, options)
     if scheme not in ("file", "local"):
         return _Objects(scheme, url.rstrip("/"), options)
     _, separator, rest = url.partition("://")
     return _Folder(Path(unquote(rest) if separator else url).expanduser().absolute())
 
 
-class _Folder(_Backend):
+class _Folder(Backend):
     """A folder of this machine, or one that is mounted here."""
 
     exclusive = True
@@ -521,7 +544,7 @@ class _Folder(_Backend):
         self.write_once = "enforced"
 
     def check(self) -> None:
-        with _reported(self.url, ()):
+        with reported(self.url, ()):
             # A store that was never used need not exist, but its place must be one to make it in.
             place = next(p for p in (self.root, *self.root.parents) if os.path.lexists(p))
             if not place.is_dir():
@@ -533,12 +556,12 @@ class _Folder(_Backend):
     @contextmanager
     def locked(self, digest: str) -> Iterator[None]:
         staging = self.root / ".staging"
-        with _reported(self.url, ()):
+        with reported(self.url, ()):
             self._make(staging)
             lock = _take(staging / f"{digest}.lock")
         assert lock is not None
         try:
-            with _reported(self.url, ()):
+            with reported(self.url, ()):
                 self._sweep(staging, digest)
             yield
         finally:
@@ -561,9 +584,9 @@ class _Folder(_Backend):
                 lock.unlink(missing_ok=True)
                 os.close(held)
 
-    def holds(self, path: str, content: _Content) -> bool | None:
+    def holds(self, path: str, content: Content) -> bool | None:
         place = self.root / path
-        with _reported(self.url, ()):
+        with reported(self.url, ()):
             try:
                 status = place.lstat()
             except FileNotFoundError:
@@ -576,13 +599,13 @@ class _Folder(_Backend):
                 raise DeniedError(error.message, got=error.got) from error
 
     def exists(self, path: str) -> bool:
-        with _reported(self.url, ()):
+        with reported(self.url, ()):
             return os.path.lexists(self.root / path)
 
-    def create(self, path: str, content: _Content, progress: Callable[[int], None]) -> None:
+    def create(self, path: str, content: Content, progress: Callable[[int], None]) -> None:
         place = self.root / path
         digest = path.split("/")[1]
-        with _reported(self.url, ()):
+        with reported(self.url, ()):
             self._make(place.parent)
             staged = self._stage(digest, path, content, progress)
             try:
@@ -601,7 +624,7 @@ class _Folder(_Backend):
             staged.unlink(missing_ok=True)
 
     def _stage(
-        self, digest: str, path: str, content: _Content, progress: Callable[[int], None]
+        self, digest: str, path: str, content: Content, progress: Callable[[int], None]
     ) -> Path:
         """Write a file whole and durably under a name that nobody reads."""
         for number in itertools.count():
@@ -623,19 +646,19 @@ class _Folder(_Backend):
             raise
         return staged
 
-    def replace(self, path: str, content: _Content, progress: Callable[[int], None]) -> None:
-        with _reported(self.url, ()):
+    def replace(self, path: str, content: Content, progress: Callable[[int], None]) -> None:
+        with reported(self.url, ()):
             (self.root / path).unlink()
         self.create(path, content, progress)
 
     def tidy(self, folder: str, *, keep: frozenset[str]) -> None:
-        with _reported(self.url, ()):
+        with reported(self.url, ()):
             for path in self._walk(self.root / folder):
                 if path not in keep:
                     (self.root / folder / path).unlink()
 
     def digests(self) -> list[str]:
-        with _reported(self.url, ()):
+        with reported(self.url, ()):
             try:
                 entries = list(os.scandir(self.root / "certificates"))
             except FileNotFoundError:
@@ -647,7 +670,7 @@ class _Folder(_Backend):
             ]
 
     def files(self, folder: str) -> list[str]:
-        with _reported(self.url, ()):
+        with reported(self.url, ()):
             return list(self._walk(self.root / folder))
 
     @staticmethod
@@ -657,15 +680,15 @@ class _Folder(_Backend):
                 yield Path(directory, name).relative_to(place).as_posix()
 
     def chunks(self, path: str) -> Iterator[bytes]:
-        with _reported(self.url, ()):
+        with reported(self.url, ()):
             try:
                 flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
                 descriptor = os.open(self.root / path, flags)
             except (FileNotFoundError, NotADirectoryError):
-                raise _not_published(path) from None
+                raise not_published(path) from None
             with open(descriptor, "rb", buffering=0) as stream:
                 if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-                    raise _not_published(path)
+                    raise not_published(path)
                 while chunk := stream.read(_CHUNK):
                     yield chunk
 
@@ -720,7 +743,7 @@ def _sync(folder: Path) -> None:
         os.close(descriptor)
 
 
-class _Objects(_Backend):
+class _Objects(Backend):
     """An object store, or anything else that fsspec knows."""
 
     exclusive = False
@@ -748,7 +771,7 @@ class _Objects(_Backend):
         self._root = str(root).rstrip("/")
 
     def _reported(self) -> Any:
-        return _reported(self.url, self._secrets)
+        return reported(self.url, self._secrets)
 
     def check(self) -> None:
         with self._reported():
@@ -764,7 +787,7 @@ class _Objects(_Backend):
         del digest
         yield
 
-    def holds(self, path: str, content: _Content) -> bool | None:
+    def holds(self, path: str, content: Content) -> bool | None:
         size = self._size(path)
         if size is None or size != content.size:
             return None if size is None else False
@@ -788,14 +811,14 @@ class _Objects(_Backend):
                 return None
             return int(info["size"]) if info["type"] == "file" else None
 
-    def create(self, path: str, content: _Content, progress: Callable[[int], None]) -> None:
+    def create(self, path: str, content: Content, progress: Callable[[int], None]) -> None:
         self._write(path, content, "create", progress)
 
-    def replace(self, path: str, content: _Content, progress: Callable[[int], None]) -> None:
+    def replace(self, path: str, content: Content, progress: Callable[[int], None]) -> None:
         self._write(path, content, "overwrite", progress)
 
     def _write(
-        self, path: str, content: _Content, mode: str, progress: Callable[[int], None]
+        self, path: str, content: Content, mode: str, progress: Callable[[int], None]
     ) -> None:
         # By way of a file: an upload must not begin before its content is known to be right, for
         # an fsspec stream that breaks off half-way is completed, not abandoned, when it closes.
@@ -826,7 +849,7 @@ class _Objects(_Backend):
         return [
             digest
             for digest, _, name in (path.partition("/") for path in self.files("certificates"))
-            if name == CERTIFICATE and _DIGEST.fullmatch(digest)
+            if name == CERTIFICATE and is_digest(digest)
         ]
 
     def files(self, folder: str) -> list[str]:
@@ -844,7 +867,7 @@ class _Objects(_Backend):
             place = f"{self._root}/{path}"
             size = self._size(path)
             if size is None:
-                raise _not_published(path)
+                raise not_published(path)
             for start in range(0, size, _REMOTE_CHUNK):
                 yield self._fs.cat_file(place, start=start, end=min(size, start + _REMOTE_CHUNK))
 
@@ -856,7 +879,7 @@ def _may_pass(error: Exception) -> bool:
 
 
 @contextmanager
-def _reported(url: str, secrets: Iterable[str]) -> Iterator[None]:
+def reported(url: str, secrets: Iterable[str]) -> Iterator[None]:
     """Turn whatever a file system raises into an error of the store, without secrets in it."""
     try:
         yield
@@ -867,7 +890,9 @@ def _reported(url: str, secrets: Iterable[str]) -> Iterator[None]:
 
 
 def _explained(error: Exception, url: str, secrets: tuple[str, ...]) -> StoreError:
-    text = redact(f"{type(error).__name__}: {error}", secrets)
+    # Azure's errors end with the whole answer, and have a line for each of its parts.
+    message = str(error).partition("\nContent: ")[0].replace("\n", "; ")
+    text = redact(f"{type(error).__name__}: {message}", secrets)
     got = f"{url}: {text}"
     number = getattr(error, "errno", None)
     status = getattr(error, "status_code", None) or getattr(error, "code", None)

@@ -62,7 +62,7 @@ def tree(root: Path) -> dict[str, bytes]:
     }
 
 
-@pytest.fixture(params=["folder", "memory", "s3", "azure"])
+@pytest.fixture(params=["folder", "memory", "s3", "azure", "blobs"])
 def store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Store]:
     if request.param == "folder":
         yield Store(str(tmp_path / "deep" / "store"))
@@ -90,6 +90,12 @@ def azure(azure_endpoint: str) -> Store:
     box = services.Azure(azure_endpoint, f"box-{uuid.uuid4()}")
     options: Any = box.secrets["storage_options"]
     return Store(f"az://{box.bucket}/models", options)
+
+
+@pytest.fixture
+def blobs(azure_endpoint: str) -> Store:
+    box = services.Azure(azure_endpoint, f"box-{uuid.uuid4()}")
+    return Store(f"{azure_endpoint}/{box.account}/{box.bucket}/models", {"account_key": box.key})
 
 
 S3_OPTIONS = {"key": "AKIATESTKEYTESTKEY12", "secret": "very-secret-secret"}
@@ -545,9 +551,9 @@ def test_a_publisher_waits_for_another_one_of_the_same_entry(tmp_path: Path) -> 
 
 def test_an_object_store_refuses_to_create_a_name_twice(s3: Store) -> None:
     backend = s3._backend
-    content = module._Content.of(b"one")
+    content = module.Content.of(b"one")
     backend.create("certificates/x/card.md", content, lambda _: None)
-    backend.create("certificates/x/card.md", module._Content.of(b"two"), lambda _: None)
+    backend.create("certificates/x/card.md", module.Content.of(b"two"), lambda _: None)
     assert backend.holds("certificates/x/card.md", content) is True
 
 
@@ -558,7 +564,7 @@ def test_a_rival_who_wins_the_race_for_a_view_is_reported(
 
     def overtaken(self: Any, path: str, content: Any, progress: Any) -> None:
         if path.endswith("card.md"):
-            create(self, path, module._Content.of(b"# Rival\n"), lambda _: None)
+            create(self, path, module.Content.of(b"# Rival\n"), lambda _: None)
         create(self, path, content, progress)
 
     monkeypatch.setattr(type(s3._backend), "create", overtaken)

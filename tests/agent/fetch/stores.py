@@ -1,11 +1,10 @@
 """Object stores on loopback: moto for S3, Azurite for Azure, gcp-storage-emulator for Google."""
 
-import fcntl
 import importlib
-import os
 import re
 import shutil
 import subprocess
+import sys
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,9 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-
-AZURITE = "3.35.0"
-_CACHE = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "aicert-tests"
 
 
 class Store(ABC):
@@ -132,43 +128,25 @@ def moto() -> Iterator[str]:
 
 
 @contextmanager
-def azurite() -> Iterator[str]:
-    """Install Azurite once, run it on a free port, and give its address."""
-    program = _install_azurite()
+def azurite(*options: str) -> Iterator[str]:
+    """Run Azurite on a free port, with these options besides, and give its address."""
+    program = Path(sys.prefix) / "azurite" / "node_modules" / ".bin" / "azurite-blob"
+    if not program.exists() or shutil.which("node") is None:
+        pytest.skip("Azurite is not installed: make setup-test, which needs npm")
     command = [str(program), "--blobHost", "127.0.0.1", "--blobPort", "0", "--inMemoryPersistence"]
-    command += ["--skipApiVersionCheck", "--disableTelemetry", "--silent"]
+    command += ["--skipApiVersionCheck", "--disableTelemetry", "--silent", *options]
     with subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     ) as process:
         assert process.stdout is not None
         try:
             for line in process.stdout:
-                if match := re.search(r"http://127\.0\.0\.1:\d+", line):
+                if match := re.search(r"https?://127\.0\.0\.1:\d+", line):
                     yield match[0]
                     return
             pytest.fail("Azurite did not start")
         finally:
             process.kill()
-
-
-def _install_azurite() -> Path:
-    folder = _CACHE / f"azurite-{AZURITE}"
-    program = folder / "node_modules" / ".bin" / "azurite-blob"
-    if shutil.which("node") is None:
-        pytest.skip("Azurite needs node, which is not installed")
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / "lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        if not program.exists():
-            if shutil.which("npm") is None:
-                pytest.skip("Azurite is installed by npm, which is not installed")
-            command = ["npm", "install", "--no-audit", "--no-fund", "--prefix", str(folder)]
-            done = subprocess.run(
-                [*command, f"azurite@{AZURITE}"], capture_output=True, text=True, check=False
-            )
-            if done.returncode:
-                pytest.skip(f"npm cannot install Azurite: {done.stderr.strip()[-200:]}")
-    return program
 
 
 @contextmanager
