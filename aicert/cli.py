@@ -6,6 +6,7 @@ Exit status: 0 done or verified; 1 refused: the check failed or the run did; 2 w
 
 import io
 import json
+import os
 import sys
 import warnings
 from contextlib import suppress
@@ -436,6 +437,80 @@ def run(
         as_json=as_json,
     )
     sys.exit(status)
+
+
+@main.command()
+@click.argument("store")
+@click.option("--root", "roots", multiple=True, type=click.Path(path_type=Path), help=(
+    "A root certificate (file or folder) for software TPMs, such as the demo's. Repeatable."
+))  # fmt: skip
+@click.option("--hardware-root", "hardware_roots", multiple=True, type=click.Path(path_type=Path),
+    help="A root that you know to certify only keys in real TPMs. Repeatable.",
+)  # fmt: skip
+@click.option("--allow-simulated", is_flag=True, help="Accept software TPMs.")
+@click.option("--policy", "policies", multiple=True, type=_File,
+    help="A policy that must hold too (see `aicert policy check`). Repeatable.",
+)  # fmt: skip
+@click.option("--no-weights", is_flag=True, help="Do not read the published weights.")
+@click.option("--jobs", type=click.IntRange(1, 256), default=min(os.cpu_count() or 1, 32),
+    show_default="one a core", help="Certificates to verify at a time.",
+)  # fmt: skip
+@click.option("--json", "as_json", is_flag=True, help="Print JSON for programs.")
+def audit(
+    store: str,
+    roots: tuple[Path, ...],
+    hardware_roots: tuple[Path, ...],
+    allow_simulated: bool,
+    policies: tuple[Path, ...],
+    no_weights: bool,
+    jobs: int,
+    as_json: bool,
+) -> None:
+    """Verify every certificate in STORE (a folder or a URL), and the files beside it.
+
+    All are looked at; the status is 1 if any of them is refused.
+    """
+    library = _extra("aicert.agent.audit", "agent")
+    demands = library.Demands(roots, hardware_roots, policies, allow_simulated)
+    shown: dict[str, Any] = {"file": sys.stderr, "hidden": not sys.stderr.isatty()}
+    try:
+        with click.progressbar(length=1, label="verifying", **shown) as bar:
+
+            def progress(done: int, total: int) -> None:
+                bar.length = total
+                bar.update(done - bar.pos)
+
+            found = library.audit(
+                store, None, demands, weights=not no_weights, jobs=jobs, on_progress=progress
+            )
+    except Error as error:
+        _fail(error, as_json, COULD_NOT_CHECK)
+    refused = [item for item in found if item.error is not None]
+    if as_json:
+        _print_json({
+            "verdict": "refused" if refused else "verified",
+            "certificates": [_finding(item) for item in found],
+        })  # fmt: skip
+    else:
+        for item in refused:
+            click.echo(f"REFUSED  sha256:{item.digest}\n  {item.error.diagnostics()}", err=True)
+        click.echo(
+            f"{'REFUSED' if refused else 'VERIFIED'}  "
+            f"{len(found) - len(refused)} of {len(found)} in {store}"
+        )
+    sys.exit(REFUSED if refused else 0)
+
+
+def _finding(item: Any) -> dict[str, Any]:
+    """Return what an audit found of one certificate, as JSON."""
+    return {
+        "sha256": item.digest,
+        "name": item.name,
+        "finishedOn": None if item.finished_on is None else item.finished_on.isoformat(),
+        "assurance": item.assurance,
+        "weights": item.weights,
+        "error": None if item.error is None else item.error.to_json(),
+    }
 
 
 @main.command(

@@ -8,7 +8,7 @@ from prefect.states import Completed, Failed
 
 from aicert.agent import audit as library
 from aicert.agent import machine as machines
-from aicert.agent.audit import Demands, Finding
+from aicert.agent.audit import Demands, EmptyStoreError, Finding
 from aicert.agent.machine import MachineConfig
 from blocks import AzureBlobStore, FolderStore, FsspecStore, VerificationPolicy
 from flows.certify import failure
@@ -40,9 +40,15 @@ def audit(
             url, options = opened.source()
             demands = policy.demands() if policy else own_demands()
             progress = _Progress()
-            found = library.audit(
-                url, options, demands, weights=weights, jobs=jobs, on_progress=progress
-            )
+            try:
+                found = library.audit(
+                    url, options, demands, weights=weights, jobs=jobs, on_progress=progress
+                )
+            except EmptyStoreError:
+                if store is not None:
+                    raise
+                # The one that nobody named, before the first run.
+                return Completed(name="Empty", message=f"nothing is published in {url}")  # type: ignore[return-value]
     except StepError as error:
         return failure(error)  # type: ignore[return-value]
     bad = [finding for finding in found if finding.error is not None]

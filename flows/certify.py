@@ -46,7 +46,7 @@ from tasks.outputs import outputs
 from tasks.provision import provision
 from tasks.publish import publish
 from tasks.quote import quote
-from tasks.reporting import StepError, failing_as, logger
+from tasks.reporting import StepError, failing_as, logger, outlive_the_reader
 from tasks.train import train
 from tasks.verify import local_folder, verify
 
@@ -210,6 +210,7 @@ def perform(
     publish_weights: bool,
 ) -> dict[str, Any]:
     """Do every step, and destroy the machine in any case; return where the certificate is."""
+    outlive_the_reader()
     config = machine.config()
     with failing_as("store"):
         # Now, and not after hours of training.

@@ -29,7 +29,8 @@ def provision(config: MachineConfig, run: str, *, name: str, spec: str) -> dict[
         if handle is not None:
             logger().warning("going on with run %s on machine %s", handle.run, handle.id)
         else:
-            handle = machine.start(config, run, tags)
+            busy = "waiting: another run has the host's TPM"
+            handle = machine.start(config, run, tags, on_wait=lambda: logger().info(busy))
         try:
             with machine.attach(handle) as client:
                 identity, health = client.identity(), client.health()

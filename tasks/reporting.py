@@ -9,6 +9,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any, Protocol
 from uuid import UUID
 
@@ -21,6 +22,7 @@ from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State, TaskRun
 from prefect.exceptions import MissingContextError
 from prefect.logging import get_logger, get_run_logger
+from prefect.logging.handlers import PrefectConsoleHandler
 from prefect.tasks import Task
 
 from aicert.agent.client import AgentError
@@ -42,6 +44,18 @@ _TRANSIENT = frozenset(
 )
 
 Message = dict[str, Any]
+
+
+def outlive_the_reader() -> None:
+    """Let Prefect's console fall silent once whoever reads this process's output has died.
+
+    A worker reads what its runs write. Where it is killed, `rich` would end the run's process at
+    the next line, and a training of hours with it. The lines go on to the server.
+    """
+    for handler in logging.getLogger().handlers:
+        if isinstance(handler, PrefectConsoleHandler):
+            silence = partial(setattr, handler.console, "quiet", True)
+            handler.console.on_broken_pipe = silence  # type: ignore[method-assign]
 
 
 class StepError(Error):

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from aicert import verify
-from aicert.agent.store import Store
+from aicert.agent.store import Store, StoreError
 from aicert.errors import Error
 from aicert.log import Run
 from aicert.manifest import Manifest
@@ -27,6 +27,13 @@ from aicert.verify import (
     MissingFileError,
     Verdict,
 )
+
+
+class EmptyStoreError(StoreError):
+    """There is nothing to verify."""
+
+    code = "store.empty"
+
 
 _BATCH = 16
 _ALONE = 64
@@ -113,12 +120,18 @@ def audit(
         on_progress: is told how many entries of how many are done.
 
     Raises:
+        EmptyStoreError: it holds no certificate; a lost store must not pass for a good one.
         StoreError: the store cannot be opened or listed. What is wrong with one entry is its
             finding.
         Error: the files of the demands cannot be read.
     """
     demands.load()  # mistakes are the caller's to hear of, and not a child's
-    digests = Store(url, options).digests()
+    store = Store(url, options)
+    digests = store.digests()
+    if not digests:
+        raise EmptyStoreError(
+            "the store holds no certificate", got=store.url, advice="is this the right place?"
+        )
     found: list[Finding] = []
     for findings in _verified(url, options, demands, weights, jobs, digests):
         found += findings

@@ -38,12 +38,16 @@ _COMMAND_SECONDS = 600
 OnLine = Callable[[str, str], None]
 
 
+RUNTIME = Path("/run/aicert")
+"""For sockets and locks; root's, and gone with a reboot."""
+
+
 def runtime_folder(directory: Path) -> Path:
     """Return where the engine that keeps its state in `directory` keeps sockets and locks.
 
     A short path of its own: Podman refuses one of over 50 characters.
     """
-    return Path("/run/aicert") / hashlib.sha256(os.fsencode(directory)).hexdigest()[:12]
+    return RUNTIME / hashlib.sha256(os.fsencode(directory)).hexdigest()[:12]
 
 
 class EngineError(Error):
@@ -89,9 +93,15 @@ class ExitError(TrainingError):
 
 
 class OutOfMemoryError(TrainingError):
-    """The training was killed, most likely for memory."""
+    """The training was killed for memory."""
 
     code = "training.out-of-memory"
+
+
+class KilledError(TrainingError):
+    """The training was killed, and nothing tells why."""
+
+    code = "training.killed"
 
 
 class TimeoutError(TrainingError):  # noqa: A001 - the field's word, within its own module
@@ -332,12 +342,19 @@ class Engine:
             raise _no_program(log.tail or prepared.spec.command[0])
         if code == 127 and not log.size:
             raise _no_program(log.tail or prepared.spec.command[0])
-        if code == 137 or state.get("OOMKilled") or out_of_memory.exists():
+        if state.get("OOMKilled") or out_of_memory.exists():
             raise OutOfMemoryError(
-                "the training was killed, most likely because it used more memory than its limit",
+                "the training was killed because it used more memory than its limit",
                 got=f"exit status {code}",
                 expected=f"at most {limits.memory} bytes",
                 advice=f"raise limits.memory, or train in smaller batches{log.last_words}",
+            )
+        if code == 137:
+            raise KilledError(
+                "the training was killed: by somebody on the machine, or for want of memory",
+                got=f"exit status {code}",
+                advice="look into the machine's kernel log; if memory was short, raise "
+                f"limits.memory or train in smaller batches{log.last_words}",
             )
         if code != 0:
             raise ExitError(

@@ -5,6 +5,7 @@ never sees: the CA challenges the agent's TPM and then certifies its key.
 """
 
 import fcntl
+import hashlib
 import json
 import os
 import secrets
@@ -14,7 +15,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,7 +24,7 @@ from typing import Any, Literal
 from aicert.agent import swtpm
 from aicert.agent.ca import DevelopmentCa, Enrollment
 from aicert.agent.client import AgentClient, LostAgentError
-from aicert.agent.engine import runtime_folder
+from aicert.agent.engine import RUNTIME, runtime_folder
 from aicert.errors import Error
 from aicert.reader import Reader
 
@@ -163,12 +164,16 @@ _lock = threading.Lock()
 
 
 def start(
-    config: MachineConfig, run: str, tags: Mapping[str, str | None] | None = None
+    config: MachineConfig,
+    run: str,
+    tags: Mapping[str, str | None] | None = None,
+    on_wait: Callable[[], None] | None = None,
 ) -> MachineHandle:
     """Start a machine for one run: its agent answers and its attestation key is certified.
 
     The machine ends when `destroy` is called or, `config.outlive` seconds later, when this process
-    ends. `tags` say whose it is, for `adopt` and for whoever finds the folder.
+    ends. `tags` say whose it is, for `adopt` and for whoever finds the folder. A `host` machine
+    has the host's TPM to itself: while another one uses it this waits, and says so by `on_wait`.
 
     Raises:
         MachineError: it could not be started; nothing of it is left.
@@ -187,6 +192,18 @@ def start(
             expected=f"at most {MAX_SOCKET_PATH - len('/machines//agent.sock') - 12} bytes",
             advice="choose a state folder with a shorter path",
         )
+    with _owning_tpm(config, on_wait) as owned:
+        return _start(config, run, dict(tags or {}), machine_id, directory, owned)
+
+
+def _start(
+    config: MachineConfig,
+    run: str,
+    tags: dict[str, str | None],
+    machine_id: str,
+    directory: Path,
+    owned: list[int],
+) -> MachineHandle:
     handle = None
     with _sweeping(config.state):
         directory.mkdir(mode=0o700)
@@ -199,7 +216,7 @@ def start(
         if config.kind == "local":
             swtpm.manufacture(directory / "tpm", ca)
             tpm = f"swtpm-state:{directory / 'tpm'}"
-        process = _spawn(config, directory, tpm, lock)
+        process = _spawn(config, directory, tpm, [lock, *owned])
         handle = MachineHandle(machine_id, config.kind, run, process.pid, directory)
         with AgentClient(handle.socket) as client:
             _await_agent(client, process, directory)
@@ -208,7 +225,7 @@ def start(
             challenge = enrollment.begin(client.identity())
             answer = client.activate(challenge.credential_blob, challenge.encrypted_secret)
             client.set_ak_certificate(enrollment.finish(answer))
-        about = {"handle": handle.to_json(), "tags": dict(tags or {})}
+        about = {"handle": handle.to_json(), "tags": tags}
         (directory / _ABOUT).write_text(json.dumps(about))
     except BaseException:
         if handle is not None:
@@ -218,6 +235,32 @@ def start(
     finally:
         os.close(lock)
     return handle
+
+
+@contextmanager
+def _owning_tpm(config: MachineConfig, on_wait: Callable[[], None] | None) -> Iterator[list[int]]:
+    """Lock the host's TPM, where it is used; yield the lock's descriptor, for the agent to hold.
+
+    Two runs that extend the same PCRs would spoil each other's log, and both would be refused.
+    """
+    if config.kind == "local":
+        yield []
+        return
+    # A device has two names (tpm0, tpmrm0), and a host one TPM.
+    place = "device" if config.tcti.startswith("device:") else config.tcti
+    RUNTIME.mkdir(mode=0o700, parents=True, exist_ok=True)
+    path = RUNTIME / f"tpm-{hashlib.sha256(place.encode()).hexdigest()[:12]}.lock"
+    descriptor = os.open(path, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if on_wait is not None:
+                on_wait()
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield [descriptor]
+    finally:
+        os.close(descriptor)
 
 
 def adopt(config: MachineConfig, tags: Mapping[str, str]) -> MachineHandle | None:
@@ -328,11 +371,14 @@ def _sweeping(state: Path) -> Iterator[list[str]]:
         os.close(descriptor)
 
 
-def _spawn(config: MachineConfig, directory: Path, tpm: str, lock: int) -> subprocess.Popen[bytes]:
+def _spawn(
+    config: MachineConfig, directory: Path, tpm: str, locks: list[int]
+) -> subprocess.Popen[bytes]:
     """Start the agent as PID 1 of its own PID and mount namespace.
 
     `--kill-child` ends the agent with `unshare`; the kernel ends the rest of the namespace with
-    the agent, container and TPM included. The keeper's lock ends the agent with this process.
+    the agent, container and TPM included. The keeper's lock ends the agent with this process;
+    the `locks` are the agent's, and free when it has ended.
     """
     keeper = os.open(directory / _KEEPER, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
     fcntl.flock(keeper, fcntl.LOCK_EX)
@@ -357,7 +403,7 @@ def _spawn(config: MachineConfig, directory: Path, tpm: str, lock: int) -> subpr
             stderr=log,
             env=environment,
             cwd="/",
-            pass_fds=(lock,),
+            pass_fds=locks,
             start_new_session=True,
         )
     with _lock:

@@ -249,3 +249,23 @@ def test_what_was_in_the_folder_before_is_gone(built: Path, tmp_path: Path) -> N
     get(built, into)
     assert not (blobs(into) / ("00" * 32)).exists()
     assert os.listdir(into)
+
+
+def test_an_image_is_identified_without_its_layers(image: Path, tmp_path: Path) -> None:
+    expected = get(image, tmp_path / "into").config_digest
+    archive = tmp_path / "image.tar"
+    with tarfile.open(archive, "w") as tar:
+        for path in sorted(image.rglob("*")):
+            tar.add(path, arcname=path.relative_to(image), recursive=False)
+    assert oci.identify("oci-archive:image.tar", base=tmp_path) == expected
+    for layer in manifest_of(image)["layers"]:
+        (blobs(image) / layer["digest"].removeprefix("sha256:")).unlink()
+    assert oci.identify(f"oci:{image}", base=None) == expected
+    replace_config(image, author="somebody else")
+    assert oci.identify(f"oci:{image}", base=None) != expected
+
+
+@pytest.mark.parametrize("reference", ["oci:nowhere", "oci-archive:nowhere.tar"])
+def test_an_image_that_is_not_there_has_no_identity(tmp_path: Path, reference: str) -> None:
+    with pytest.raises(oci.ImageError):
+        oci.identify(reference, base=tmp_path)

@@ -1,12 +1,14 @@
 """As a builder and an operator do it: a server, a worker, a deployment, a run, a cancelled run."""
 
 import os
+import signal
 import time
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
 
-from tests.support.installation import Installation, run_id
+from tests.support.installation import Installation, machine_of, run_id, store_of
 from tests.support.pipeline import (
     CERTIFY,
     assert_gone,
@@ -83,13 +85,43 @@ def test_a_killed_run_is_reported_and_swept(
     run = run_id(started)
     installation.await_line(run, "begun")
     family = installation.family()
-    # The process of the flow is the one that started the machine.
-    by_pid = {member.pid: member for member in family}
-    (unshare,) = [member for member in family if member.command.startswith("unshare")]
-    parent = int(Path(f"/proc/{unshare.pid}/stat").read_text().rpartition(")")[2].split()[1])
-    os.kill(by_pid[parent].pid, 9)
-    assert_gone([m for m in family if m.pid == parent or str(state) in m.command])
+    flow = installation.flow_process()
+    os.kill(flow.pid, signal.SIGKILL)
+    assert_gone([m for m in family if m == flow or str(state) in m.command])
     installation.await_state(run, "CRASHED")
     # The hook that Prefect calls for a crashed run removes the folder.
     await_true(lambda: machines(state) == [], 30, "the folder is swept")
     assert published(tmp_path / "s") == ()
+
+
+def test_a_schedule_trains_once_and_then_says_that_nothing_has_changed(
+    installation: Installation, image: str, state: Path, tmp_path: Path
+) -> None:
+    parameters = {
+        "spec_file": str(write_spec(tmp_path, image=image)),
+        "machine": machine_of(state),
+        "store": store_of(tmp_path / "s"),
+    }
+    deployment = installation.api("deployments/name/retrain/retrain")["id"]
+    schedules = f"deployments/{deployment}/schedules"
+    soon = {"interval": 5, "anchor_date": datetime.now(UTC).isoformat()}
+    wanted = [{"schedule": soon, "active": True, "parameters": parameters}]
+    (schedule,) = installation.api(schedules, wanted)
+    query = {
+        "flow_runs": {"deployment_id": {"any_": [deployment]}, "state": {"name": {"any_": []}}},
+        "sort": "START_TIME_ASC",
+    }
+
+    def ended(name: str) -> list[str]:
+        query["flow_runs"]["state"]["name"]["any_"] = [name]  # type: ignore[index]
+        return [run["state"]["message"] for run in installation.api("flow_runs/filter", query)]
+
+    try:
+        await_true(lambda: bool(ended("Unchanged")), 120, "a run finds nothing changed")
+    finally:
+        installation.api(f"{schedules}/{schedule['id']}", method="DELETE")
+    (digest,) = published(tmp_path / "s")
+    place = f"{tmp_path.as_uri()}/s/certificates/{digest}/certificate.json"
+    assert ended("Completed") == [f"certified: {place}"]
+    assert set(ended("Unchanged")) == {f"nothing has changed since {place}"}
+    assert ended("Failed") == ended("Crashed") == []

@@ -9,6 +9,8 @@ import socket
 import subprocess
 import sys
 import tempfile
+import time
+import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,6 +22,9 @@ from tests.support.pipeline import ROOT, Process, await_true, descendants
 
 BIN = Path(sys.executable).parent
 DONE = ("COMPLETED", "FAILED", "CANCELLED", "CRASHED")
+
+
+LEASES = "prefect.server.concurrency.lease_storage.filesystem"
 
 
 @dataclass
@@ -66,6 +71,14 @@ class Installation:
         except OSError:
             return False
 
+    def stop(self, name: str) -> None:
+        """Let the server or the worker stand still until it is sent SIGCONT."""
+        self.processes[name].send_signal(signal.SIGSTOP)
+
+    def go_on(self, name: str) -> None:
+        """Let it go on."""
+        self.processes[name].send_signal(signal.SIGCONT)
+
     def kill(self, name: str) -> None:
         """Kill the server or the worker, and it alone."""
         process = self.processes.pop(name)
@@ -88,6 +101,13 @@ class Installation:
         """Return what the worker has started."""
         return descendants(self.processes["worker"].pid)[1:]
 
+    def flow_process(self) -> Process:
+        """Return the process of the flow that trains: the one that started the machine."""
+        (unshare,) = [item for item in self.family() if item.command.startswith("unshare")]
+        parent = int(Path(f"/proc/{unshare.pid}/stat").read_text().rpartition(")")[2].split()[1])
+        (found,) = [item for item in self.family() if item.pid == parent]
+        return found
+
     # -- the command line and the API ------------------------------------------------------------
 
     def command(self, *words: str | Path, check: bool = True) -> subprocess.CompletedProcess[str]:
@@ -103,15 +123,22 @@ class Installation:
         return self.command(BIN / "prefect", *arguments, check=check)
 
     def api(self, path: str, body: object = None, method: str | None = None) -> Any:
-        """Ask the server."""
+        """Ask the server; again where SQLite is busy, as Prefect's own client does."""
         request = urllib.request.Request(
             f"{self.url}/api/{path}",
             None if body is None else json.dumps(body).encode(),
             {"Content-Type": "application/json"},
             method=method,
         )
-        with urllib.request.urlopen(request, timeout=30) as response:
-            text = response.read()
+        for patience in (0.2, 0.4, 0.8, 1.6, 3.2, None):
+            try:
+                with urllib.request.urlopen(request, timeout=30) as response:
+                    text = response.read()
+                break
+            except urllib.error.HTTPError as error:
+                if error.code != 503 or patience is None:
+                    raise
+                time.sleep(patience)
         return json.loads(text) if text else None
 
     def run(
@@ -142,14 +169,14 @@ class Installation:
         await_true(lambda: self.state(run)["type"] in types, seconds, f"{run} is {types}")
         return self.state(run)
 
+    def lines(self, run: str) -> list[str]:
+        """Return the log of a run."""
+        wanted = {"logs": {"flow_run_id": {"any_": [run]}}, "limit": 200}
+        return [found["message"] for found in self.api("logs/filter", wanted)]
+
     def await_line(self, run: str, line: str, seconds: float = 60) -> None:
         """Wait until a line is in the log of a run."""
-        wanted = {"logs": {"flow_run_id": {"any_": [run]}}, "limit": 200}
-        await_true(
-            lambda: any(found["message"] == line for found in self.api("logs/filter", wanted)),
-            seconds,
-            f"the log of {run} says {line!r}",
-        )
+        await_true(lambda: line in self.lines(run), seconds, f"the log of {run} says {line!r}")
 
 
 def machine_of(state: Path, **fields: Any) -> dict[str, Any]:
@@ -177,8 +204,12 @@ def free_port() -> int:
 
 
 @contextmanager
-def installed() -> Iterator[Installation]:
-    """Set up what an operator sets up, with the commands that the documentation names."""
+def installed(*options: str) -> Iterator[Installation]:
+    """Set up what an operator sets up, with the commands that the documentation names.
+
+    Args:
+        options: for `bootstrap`.
+    """
     home = Path(tempfile.mkdtemp(prefix="aicert-system-"))
     port = free_port()
     environment = {
@@ -188,14 +219,16 @@ def installed() -> Iterator[Installation]:
         "PREFECT_HOME": str(home / "prefect"),
         "PREFECT_API_URL": f"http://127.0.0.1:{port}/api",
         "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+        "PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE": LEASES,
         "PREFECT_WORKER_QUERY_SECONDS": "1",
+        "PREFECT_SERVER_SERVICES_SCHEDULER_LOOP_SECONDS": "2",
         "NO_COLOR": "1",
         "COLUMNS": "300",
     }
     held = Installation(home, port, environment)
     try:
         held.start_server()
-        held.command(sys.executable, "deployments/bootstrap.py")
+        held.command(sys.executable, "deployments/bootstrap.py", *options)
         held.start_worker()
         yield held
     finally:

@@ -1,0 +1,278 @@
+"""What really dies, and what becomes of the run: every part is killed, and every run ends known."""
+
+import json
+import os
+import signal
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.support.installation import Installation, installed, run_id
+from tests.support.pipeline import (
+    CERTIFY,
+    Process,
+    assert_gone,
+    await_true,
+    machines,
+    mentioning,
+    published,
+    write_spec,
+)
+
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("recovery")]
+
+OUTLIVE = 300
+
+
+@pytest.fixture(scope="module")
+def installed_once() -> Iterator[Installation]:
+    """A server and a worker for this module's tests, which kill them.
+
+    A killed run keeps its slot for some minutes, so there are more of them than tests.
+    """
+    with installed("--zombie-seconds", "45", "--slots", "16") as held:
+        yield held
+
+
+@pytest.fixture
+def installation(installed_once: Installation, state: Path) -> Iterator[Installation]:
+    """The installation, with what a test has killed started again; no machine is left running."""
+    yield installed_once
+    try:
+        for process in mentioning(state):
+            os.kill(process.pid, signal.SIGKILL)
+    finally:
+        if "server" not in installed_once.processes:
+            installed_once.start_server()
+        if "worker" not in installed_once.processes:
+            installed_once.start_worker()
+
+
+def begin(
+    installation: Installation, folder: Path, state: Path, image: str, seconds: int, **machine: Any
+) -> str:
+    """Start a run and wait until it trains, which takes some seconds; return its id."""
+    script = f"echo begun; sleep {seconds}; echo trained; {CERTIFY}"
+    spec = write_spec(folder, script, image=image)
+    run = run_id(installation.run(spec, state, folder / "s", **machine))
+    installation.await_line(run, "begun")
+    return run
+
+
+def reported(installation: Installation, run: str) -> None:
+    """Wait until the worker is done with a run that was killed: a retry before it would crash too.
+
+    First its runner reports the crash, then it tries itself, and then it gives this advice.
+    """
+    line = "Check whether the flow run exceeded its memory allocation."
+    await_true(
+        lambda: any(said.startswith(line) for said in installation.lines(run)),
+        60,
+        f"the worker is done with {run}",
+    )
+    installation.await_state(run, "CRASHED")
+
+
+def kill(process: Process) -> None:
+    """Kill a process, and it alone."""
+    os.kill(process.pid, signal.SIGKILL)
+    assert_gone([process])
+
+
+def agent_of(family: list[Process]) -> Process:
+    """Return the process of the agent."""
+    (found,) = [
+        process
+        for process in family
+        if "-m aicert.agent" in process.command and not process.command.startswith("unshare")
+    ]
+    return found
+
+
+def reap(installation: Installation, state: Path, **parameters: Any) -> str:
+    """Run the reaper now, and return what it says."""
+    script = (
+        "import sys, json; from blocks import LocalMachine; from flows.reap import reap; "
+        "state = reap(LocalMachine(state=sys.argv[1]), **json.loads(sys.argv[2]), "
+        "return_state=True); print(state.message)"
+    )
+    words = (sys.executable, "-c", script, str(state), json.dumps(parameters))
+    return installation.command(*words).stdout.strip()
+
+
+def certified(installation: Installation, run: str, store: Path) -> str:
+    """Wait until a run is certified, once; return the certificate's digest."""
+    state = installation.await_state(run, "COMPLETED", "FAILED", seconds=120)
+    assert state["type"] == "COMPLETED", state["message"]
+    (digest,) = published(store)
+    assert digest in state["message"]
+    return digest
+
+
+def run_in(store: Path, digest: str) -> str:
+    """Return the id of the measured run in a certificate."""
+    text = (store / "certificates" / digest / "certificate.json").read_text()
+    (job,) = [
+        record["content"]
+        for record in json.loads(text)["evidence"]["measurementLog"]
+        if record["content"]["type"] == "job"
+    ]
+    return str(job["run"])
+
+
+# -- the process of the flow ---------------------------------------------------------------------
+
+
+def test_a_retry_goes_on_where_the_killed_run_stood(
+    installation: Installation, image: str, state: Path, tmp_path: Path
+) -> None:
+    run = begin(installation, tmp_path, state, image, 6, outlive=OUTLIVE)
+    (said,) = [line for line in installation.lines(run) if line.startswith("run ")]
+    measured = said.split()[1]
+    family = installation.family()
+    flow = installation.flow_process()
+    kill(flow)
+    reported(installation, run)
+    agent = agent_of(family)
+    assert agent.lives and len(machines(state)) == 1
+    installation.prefect("flow-run", "retry", run)
+    digest = certified(installation, run, tmp_path / "s")
+    # The very run that was begun: the same training on the same machine, measured once.
+    assert run_in(tmp_path / "s", digest) == measured
+    said_so = f"going on with run {measured}"
+    await_true(
+        lambda: any(line.startswith(said_so) for line in installation.lines(run)), 30, said_so
+    )
+    assert_gone([agent])
+    assert machines(state) == []
+
+
+def test_a_retry_starts_over_where_the_machine_died_with_the_run(
+    installation: Installation, image: str, state: Path, tmp_path: Path
+) -> None:
+    run = begin(installation, tmp_path, state, image, 3)
+    (said,) = [line for line in installation.lines(run) if line.startswith("run ")]
+    family = installation.family()
+    kill(installation.flow_process())
+    assert_gone([process for process in family if str(state) in process.command])
+    reported(installation, run)
+    installation.prefect("flow-run", "retry", run)
+    digest = certified(installation, run, tmp_path / "s")
+    assert run_in(tmp_path / "s", digest) != said.split()[1]
+    assert machines(state) == []
+
+
+def test_a_run_whose_process_and_worker_die_is_noticed_and_the_reaper_ends_its_machine(
+    installation: Installation, image: str, state: Path, tmp_path: Path
+) -> None:
+    run = begin(installation, tmp_path, state, image, 50, outlive=OUTLIVE)
+    family = installation.family()
+    flow = installation.flow_process()
+    installation.kill("worker")
+    kill(flow)
+    agent = agent_of(family)
+    # Nobody is left who could report it: the server misses the heartbeat.
+    ended = installation.await_state(run, "CRASHED", seconds=150)
+    assert "no heartbeat" in ended["message"]
+    assert agent.lives  # for a retry
+    installation.start_worker()
+    assert reap(installation, state) == "nothing to put right"
+    assert agent.lives
+    # Somebody gives it up: now nobody will come back for the machine.
+    cancelled = {"state": {"type": "CANCELLED", "name": "Cancelled"}, "force": True}
+    installation.api(f"flow_runs/{run}/set_state", cancelled)
+    assert reap(installation, state) == "1 thing put right"
+    assert_gone([agent])
+    assert machines(state) == [] and published(tmp_path / "s") == ()
+
+
+# -- the worker ----------------------------------------------------------------------------------
+
+
+def test_a_run_survives_its_worker(
+    installation: Installation, image: str, state: Path, tmp_path: Path
+) -> None:
+    run = begin(installation, tmp_path, state, image, 4)
+    installation.kill("worker")
+    certified(installation, run, tmp_path / "s")
+    await_true(lambda: machines(state) == [], 30, "the machine is gone")
+
+
+def test_a_run_that_a_dead_worker_had_taken_is_begun_by_another(
+    installation: Installation, image: str, state: Path, tmp_path: Path
+) -> None:
+    installation.kill("worker")
+    run = run_id(installation.run(write_spec(tmp_path, image=image), state, tmp_path / "s"))
+    # As a worker does when it takes a run, the moment before it starts a process for it.
+    pending = {"state": {"type": "PENDING", "name": "Pending"}, "force": True}
+    installation.api(f"flow_runs/{run}/set_state", pending)
+    installation.start_worker()
+    assert reap(installation, state, pending_minutes=0) == "1 thing put right"
+    certified(installation, run, tmp_path / "s")
+
+
+# -- the machine ---------------------------------------------------------------------------------
+
+
+def test_a_killed_agent_fails_the_run_and_leaves_nothing(
+    installation: Installation, image: str, state: Path, tmp_path: Path
+) -> None:
+    run = begin(installation, tmp_path, state, image, 50)
+    family = [process for process in installation.family() if str(state) in process.command]
+    kill(agent_of(family))
+    ended = installation.await_state(run, "FAILED", "COMPLETED", "CRASHED")
+    assert ended["type"] == "FAILED" and "[agent.lost]" in ended["message"], ended
+    assert_gone(family)
+    assert machines(state) == [] and published(tmp_path / "s") == ()
+
+
+def test_a_killed_container_fails_the_run_and_says_so(
+    installation: Installation, image: str, state: Path, tmp_path: Path
+) -> None:
+    run = begin(installation, tmp_path, state, image, 50)
+    family = installation.family()
+    (training,) = [process for process in family if process.command.startswith("sh -c echo begun")]
+    kill(training)
+    ended = installation.await_state(run, "FAILED", "COMPLETED", "CRASHED")
+    assert ended["type"] == "FAILED" and "[training.killed]" in ended["message"], ended
+    assert machines(state) == [] and published(tmp_path / "s") == ()
+
+
+# -- the server and the network ------------------------------------------------------------------
+
+
+def slots(installation: Installation) -> int:
+    """Return how many machines the server believes to be in use."""
+    limits = installation.api("v2/concurrency_limits/filter", {})
+    (used,) = [limit["active_slots"] for limit in limits if limit["name"] == "aicert-local"]
+    return int(used)
+
+
+def test_a_run_goes_on_while_the_server_is_dead(
+    installation: Installation, image: str, state: Path, tmp_path: Path
+) -> None:
+    before = slots(installation)
+    run = begin(installation, tmp_path, state, image, 3)
+    installation.kill("server")
+    time.sleep(6)  # the training ends meanwhile
+    installation.start_server()
+    certified(installation, run, tmp_path / "s")
+    assert machines(state) == []
+    await_true(lambda: slots(installation) <= before, 30, "the run's slot is free again")
+    # The worker waits longer and longer before it asks again; the next test's does not.
+    installation.kill("worker")
+
+
+def test_a_run_goes_on_when_the_network_is_lost_for_a_while(
+    installation: Installation, image: str, state: Path, tmp_path: Path
+) -> None:
+    run = begin(installation, tmp_path, state, image, 3)
+    installation.stop("server")  # connections stay open, and nothing answers: as behind a cut
+    time.sleep(10)
+    installation.go_on("server")
+    certified(installation, run, tmp_path / "s")
+    assert machines(state) == []
