@@ -1,130 +1,149 @@
 """The AI model ID card: what a certificate says, for people.
 
 A card is a view. It proves nothing by itself, says so, and gives the command that does. All text
-in a certificate is somebody else's: it is made harmless before it is shown.
+in a certificate is somebody else's: it is made harmless before it is shown. The card as a page is
+in `aicert.views.page`.
 """
 
+import json
 import re
-import unicodedata
-from collections.abc import Iterable
 
+from cryptography import x509
+
+from aicert.assurance import MEANING
 from aicert.certificate import Certificate
 from aicert.events import format_time
 from aicert.log import Run, parse_run
-from aicert.verify import Assurance, Verdict
+from aicert.trust import name_of
+from aicert.verify import Verdict
+from aicert.words import clean, code, count, duration, key_values, size, table
+from aicert.words import text as escaped
 
 _ROWS = 50
 
-_MEANING = {
-    Assurance.SIMULATED: "software TPM: shows how it works, proves nothing against its operator",
-    Assurance.HARDWARE: "hardware TPM: a pinned vendor or cloud root vouches for the key",
-    Assurance.MEASURED: "measured boot: the machine ran a published image",
-    Assurance.CONFIDENTIAL: "confidential VM: the TPM is bound to a CPU attestation report",
-}
+LIMITS = (
+    "who vouches, and that anything here is true: nothing was verified for this card",
+    "that the data is lawful or unbiased, the code harmless, or the model good",
+    "that the metrics are true: they are what the training reported",
+    "that any file you hold is the certified one",
+)
+"""What a card does not prove where nobody has verified its certificate."""
 
 
-def clean(text: object, limit: int = 300) -> str:
-    """Return `text` on one line without control or format characters, cut to `limit`."""
-    shown = "".join(
-        "�" if unicodedata.category(c) in ("Cc", "Cf", "Cs", "Co", "Zl", "Zp") else c
-        for c in str(text)[: limit + 1]
-    )
-    return shown if len(shown) <= limit else f"{shown[:limit]}…"
+def vouches(certificate: Certificate, verdict: Verdict | None) -> str:
+    """Return the name of the root that vouches for the TPM, or is said to."""
+    if verdict is not None:
+        return verdict.chain.pin.name
+    try:
+        return name_of(x509.load_der_x509_certificate(certificate.attestation_key.chain[-1]))
+    except ValueError:
+        return "a root without a readable name"
 
 
-def size(count: int) -> str:
-    """Return a number of bytes in binary units."""
-    amount = float(count)
-    for unit in ("B", "KiB", "MiB", "GiB"):
-        if amount < 1024:
-            return f"{count} B" if unit == "B" else f"{amount:.1f} {unit}"
-        amount /= 1024
-    return f"{amount:.1f} TiB"
+def readme(certificate: Certificate, verdict: Verdict | None = None) -> str:
+    """Return the card as a model repository's README: with front matter in YAML.
+
+    Its values are written as JSON, which YAML includes, so that no text can leave its place.
+    """
+    run = parse_run(certificate.records)
+    fields: dict[str, object] = {
+        "model_name": clean(run.job.spec.name),
+        "tags": ["aicert", "certified-training"],
+    }
+    datasets, models = _hub(run)
+    if datasets:
+        fields["datasets"] = datasets
+    if models:
+        fields["base_model"] = models
+    lines = [f"{name}: {json.dumps(value)}" for name, value in fields.items()]
+    lines.append(f"aicert_certificate: {json.dumps('sha256:' + certificate.digest)}")
+    return "\n".join(["---", *lines, "---", "", markdown(certificate, verdict)])
 
 
-def duration(milliseconds: int) -> str:
-    """Return a duration in the largest fitting units."""
-    seconds = milliseconds / 1000
-    if seconds < 120:
-        return f"{seconds:.1f} s"
-    minutes, seconds = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours} h {minutes} min" if hours else f"{minutes} min {seconds} s"
+def _hub(run: Run) -> tuple[list[str], list[str]]:
+    """Return the data sets and models of the Hugging Face Hub among the inputs."""
+    datasets: list[str] = []
+    models: list[str] = []
+    for item in run.inputs:
+        match = re.match(r"hf://(datasets/)?([\w.-]+/[\w.-]+)(?:[@/]|$)", item.uri, re.ASCII)
+        if match:
+            (datasets if match[1] else models).append(match[2])
+    return sorted(set(datasets)), sorted(set(models))
 
 
 def markdown(certificate: Certificate, verdict: Verdict | None = None) -> str:
     """Return the card in Markdown; `verdict` where the certificate was verified just now."""
     run = parse_run(certificate.records)
     spec = run.job.spec
+    outputs = run.outputs.manifest
     lines = [
-        f"# {_md(spec.name)}",
+        f"# {escaped(spec.name)}",
         "",
-        *([_md(spec.description), ""] if spec.description else []),
+        *([escaped(spec.description), ""] if spec.description else []),
         _status(verdict),
         "",
-        "## What it is",
-        "",
-        *_table(
-            ("", ""),
+        key_values(
             [
-                ("Certificate", f"`sha256:{certificate.digest}`"),
-                ("Run", f"`{run.job.run}`"),
+                ("What it is", f"{count(len(outputs.files), 'file')}, {size(outputs.size)}"),
+                (
+                    "Made from",
+                    f"{count(len(run.inputs), 'input')}, one container image, one command",
+                ),
                 ("Trained", f"{_times(run)} (the machine's clock)"),
                 ("Training took", duration(run.end.duration_milliseconds)),
-                ("Files", f"{len(run.outputs.manifest.files)}, {size(run.outputs.manifest.size)}"),
-                ("Root digest", f"`{run.outputs.manifest.root}`"),
-            ],
+                ("Who vouches", escaped(vouches(certificate, verdict))),
+                ("Certificate", f"`sha256:{certificate.digest}`"),
+                ("Run", f"`{run.job.run}`"),
+                ("Root digest", f"`{outputs.root}`"),
+            ]
         ),
         "",
         "## What it was made from",
         "",
-        *_table(
+        table(
             ("part", "where it came from", "SHA-256"),
             [
-                ("image", _code(run.image.reference), f"`{run.image.config}`"),
+                ("image", code(run.image.reference), f"`{run.image.config}`"),
                 *(
-                    (_md(item.name), _code(item.uri), f"`{item.content_digest}`")
+                    (escaped(item.name), code(item.uri), f"`{item.content_digest}`")
                     for item in run.inputs
                 ),
             ],
         ),
         "",
-        f"Command: {_code(' '.join(spec.command))}",
+        f"Command: {code(' '.join(spec.command))}",
         "",
         "## Files",
         "",
-        *_table(
+        table(
             ("file", "size", "SHA-256"),
             [
-                (_code(file.path), size(file.size), f"`{file.sha256}`")
-                for file in run.outputs.manifest.files[:_ROWS]
+                (code(file.path), size(file.size), f"`{file.sha256}`")
+                for file in outputs.files[:_ROWS]
             ],
         ),
     ]
-    if (more := len(run.outputs.manifest.files) - _ROWS) > 0:
+    if (more := len(outputs.files) - _ROWS) > 0:
         lines += ["", f"… and {more} more."]
     if run.end.metrics is not None:
         lines += [
             "",
             "## Metrics, as reported by the training",
             "",
-            *_table(
+            table(
                 ("metric", "value"),
-                [(_md(name), _md(value)) for name, value in run.end.metrics.values.items()],
+                [(escaped(name), escaped(value)) for name, value in run.end.metrics.values.items()],
             ),
         ]
     if verdict is not None:
-        lines += [
-            "",
-            "## What this proves",
-            "",
-            *(f"- {_md(sentence)}" for sentence in verdict.proved),
-            "",
-            "## What it does not prove",
-            "",
-            *(f"- {_md(sentence)}" for sentence in verdict.not_proved),
-        ]
+        proved = (f"- {escaped(sentence)}" for sentence in verdict.proved)
+        lines += ["", "## What this proves", "", *proved]
+    limits = LIMITS if verdict is None else verdict.not_proved
     lines += [
+        "",
+        "## What it does not prove",
+        "",
+        *(f"- {escaped(sentence)}" for sentence in limits),
         "",
         "## Check it yourself",
         "",
@@ -177,7 +196,7 @@ def verdict_text(verdict: Verdict) -> str:
     return "\n".join(
         [
             f"VERIFIED  {clean(verdict.run.job.spec.name)}  assurance: {verdict.assurance}",
-            f"  {_MEANING[verdict.assurance]}",
+            f"  {MEANING[verdict.assurance]}",
             "",
             "Proved:",
             *(f"  + {clean(sentence)}" for sentence in verdict.proved),
@@ -190,30 +209,8 @@ def verdict_text(verdict: Verdict) -> str:
 def _status(verdict: Verdict | None) -> str:
     if verdict is None:
         return "> **Not verified.** This page repeats what the certificate says; check it (below)."
-    return f"> **Verified, assurance `{verdict.assurance}`** — {_MEANING[verdict.assurance]}."
+    return f"> **Verified, assurance `{verdict.assurance}`** — {MEANING[verdict.assurance]}."
 
 
 def _times(run: Run) -> str:
     return f"{format_time(run.job.started_on)} to {format_time(run.outputs.finished_on)}"
-
-
-def _table(head: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> list[str]:
-    return [
-        "| " + " | ".join(head) + " |",
-        "|" + " --- |" * len(head),
-        *("| " + " | ".join(row) + " |" for row in rows),
-    ]
-
-
-def _md(value: object) -> str:
-    """Make text harmless in Markdown: no markup, no HTML, no links, no table breaks."""
-    return re.sub(r"([\\`*_{}\[\]<>()#+!|~&@])", r"\\\1", clean(value)).replace("://", ":\\//")
-
-
-def _code(value: object) -> str:
-    """Show text as code, in a fence longer than any run of backticks in it."""
-    shown = clean(value).replace("|", "\\|")
-    longest = max((len(run) for run in re.findall("`+", shown)), default=0)
-    fence = "`" * (longest + 1)
-    pad = " " if longest else ""
-    return f"{fence}{pad}{shown}{pad}{fence}"

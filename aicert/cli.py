@@ -394,6 +394,8 @@ def spec() -> None:
 @click.option("--json", "as_json", is_flag=True, help="Print the normalised spec as JSON.")
 def spec_check(file: Path, as_json: bool) -> None:
     """Check a training spec and name every mistake in it."""
+    from aicert.words import count
+
     agent_spec = _extra("aicert.agent.spec", "agent")
     try:
         checked = agent_spec.load(file)
@@ -402,7 +404,7 @@ def spec_check(file: Path, as_json: bool) -> None:
     if as_json:
         _print_json(checked.to_json())
     else:
-        click.echo(f"{file}: good; {len(checked.inputs)} input(s), sha256:{checked.digest}")
+        click.echo(f"{file}: good; {count(len(checked.inputs), 'input')}, sha256:{checked.digest}")
 
 
 @main.command()

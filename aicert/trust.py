@@ -14,6 +14,7 @@ from typing import Literal
 from cryptography import x509
 from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives.serialization import Encoding
+from cryptography.x509.oid import NameOID
 
 from aicert.errors import Error
 
@@ -110,7 +111,7 @@ class TrustStore:
         else:
             paths = [path]
         return self.with_pins(
-            Pin(_name(root), fingerprint(root), assurance, str(file))
+            Pin(name_of(root), fingerprint(root), assurance, str(file))
             for file in paths
             for root in _load_roots(file)
         )
@@ -158,7 +159,7 @@ def _load_roots(path: Path) -> tuple[x509.Certificate, ...]:
         if not _is_root(root):
             raise TrustError(
                 "the certificate is not a root",
-                got=f"{_name(root)} in {path}",
+                got=f"{name_of(root)} in {path}",
                 expected="a CA's certificate that is signed by itself",
                 advice="name the root of the chain, not a certificate below it",
             )
@@ -173,9 +174,15 @@ def _is_root(certificate: x509.Certificate) -> bool:
         return False
 
 
-def _name(certificate: x509.Certificate) -> str:
+def name_of(certificate: x509.Certificate) -> str:
+    """Return a certificate's name for people: its common name, or else all of its subject.
+
+    A name proves nothing; the fingerprint does.
+    """
     try:
-        name = certificate.subject.rfc4514_string()[:200]
-        return name if name.isprintable() else ascii(name)[1:-1]
+        common = certificate.subject.get_attributes_for_oid(NameOID.COMMON_NAME)
+        whole = certificate.subject.rfc4514_string()
     except ValueError:
         return "a root without a readable name"
+    name = str(common[0].value if len(common) == 1 else whole)[:200]
+    return name if name.isprintable() else ascii(name)[1:-1]

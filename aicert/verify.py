@@ -30,6 +30,7 @@ from aicert.errors import Error
 from aicert.events import format_time
 from aicert.policy import Facts, Policy, RuleResult, enforce
 from aicert.trust import TrustStore
+from aicert.words import count
 
 REQUIRED_PCRS = frozenset(range(16))
 """The PCRs that both quotes must cover: all that cannot be reset while the machine runs."""
@@ -396,13 +397,13 @@ def check_files(
     manifest.check_collisions(sorted(have))
     if missing := sorted(want.keys() - have.keys()):
         raise MissingFileError(
-            f"{len(missing)} certified file(s) missing",
+            f"{count(len(missing), 'certified file')} missing",
             got=", ".join(missing[:5]),
             advice="download the whole model; every certified file must be there",
         )
     if extra := sorted(have.keys() - want.keys()):
         raise ExtraFileError(
-            f"{len(extra)} file(s) that the certificate does not name",
+            f"{count(len(extra), 'file')} that the certificate does not name",
             got=", ".join(extra[:5]),
             advice="move them out of the folder, or name them with --ignore if they are harmless",
         )
@@ -443,19 +444,19 @@ def _proved(
     model: manifest.Manifest | None,
 ) -> tuple[str, ...]:
     """Say what was proved, each in a sentence for a person."""
-    count = len(run.outputs.manifest.files)
-    files = (
-        f"the {count} file(s) checked are the outputs of this run, and there are no others"
+    files = len(run.outputs.manifest.files)
+    checked = (
+        f"what was checked is the {count(files, 'output file')} of this run, and no other file"
         if model is not None
-        else f"the run had {count} output file(s); no file was checked (pass --model FOLDER)"
+        else f"the run had {count(files, 'output file')}; none was checked (pass --model FOLDER)"
     )
     image = f"the machine booted {boot.matches[0]}" if boot.matches else ""
     return (
         f"a TPM vouched for by {chain.pin.name!r} signed this record in one unbroken boot",
         *filter(None, [image]),
-        f"{len(run.inputs)} input(s), the container image and the command are the ones named",
+        f"{count(len(run.inputs), 'input')}, the container image and the command are as named",
         *times.proved(),
-        files,
+        checked,
     )
 
 

@@ -12,8 +12,8 @@ from typing import Any, Literal
 
 from aicert.agent import spec as specs
 from aicert.agent.machine import default_state
-from aicert.card import clean, duration, size
 from aicert.errors import Error, InternalError
+from aicert.words import clean, duration, size
 from flows import ephemeral
 from flows.terminal import Terminal
 

@@ -18,7 +18,7 @@ from rich.progress import (
     TransferSpeedColumn,
 )
 
-from aicert.card import clean
+from aicert.words import clean
 from tasks.words import plain
 
 Message = dict[str, Any]

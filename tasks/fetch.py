@@ -4,7 +4,7 @@ from typing import Any
 
 from prefect import task
 
-from aicert.card import size
+from aicert.words import size
 from tasks.reporting import OPTIONS, announced, show
 from tasks.steps import perform
 from tasks.words import code, count, key_values, measured, stands, text

@@ -6,7 +6,7 @@ from typing import Any
 
 from prefect import task
 
-from aicert import card, oms
+from aicert import oms
 from aicert.agent import machine
 from aicert.agent.client import AgentClient
 from aicert.agent.machine import MachineHandle
@@ -14,12 +14,17 @@ from aicert.agent.store import Published, Weight
 from aicert.certificate import Certificate
 from aicert.errors import Error
 from aicert.log import Run
+from aicert.views import VIEWS
 from blocks import CertificateStore, VerificationPolicy
 from tasks import reporting
 from tasks.reporting import OPTIONS, Live, announced, failing_as
 from tasks.words import code, count, key_values
 
 STEP = "publish"
+
+_VIEWS = ("html", "cyclonedx", "spdx")
+"""What stands beside the certificate for others; none says that anything was verified, for whoever
+reads it is who has to."""
 
 DELAYS = [2.0, 10.0, 30.0, 60.0, 120.0, 240.0, 480.0]
 """Seconds before each new attempt. The training is done, and its outputs end with the machine: it
@@ -64,12 +69,16 @@ def publish(
                 )
             signature = b"".join(client.open_file(run, "signatures", oms.NAME))
             oms.check(signature, verdict)
+            certificate = Certificate.parse(data)
             opened = store.open()
             published = opened.publish(
                 data,
                 manifests=_manifests(client, run, verdict.run),
-                card=card.markdown(Certificate.parse(data)).encode(),
-                views={oms.NAME: signature},
+                card=VIEWS["card"].make(certificate, None),
+                views={
+                    oms.NAME: signature,
+                    **{VIEWS[name].file: VIEWS[name].make(certificate, None) for name in _VIEWS},
+                },
                 weights=_weights(client, run, verdict.run) if weights else (),
                 on_event=live,
             )
@@ -112,7 +121,7 @@ def _record(
                 ("Certificate", f"`sha256:{published.digest}`"),
                 (
                     "With",
-                    f"the card, the model's signature, {count(manifests, 'manifest')}"
+                    f"the cards, bills of materials, the model's signature, {count(manifests, 'manifest')}"
                     + (", the weights" if weights else ""),
                 ),
                 (

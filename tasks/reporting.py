@@ -26,8 +26,8 @@ from prefect.logging.handlers import PrefectConsoleHandler
 from prefect.tasks import Task
 
 from aicert.agent.client import AgentError
-from aicert.card import clean, size
 from aicert.errors import Error
+from aicert.words import clean, size
 from tasks.words import key, plain
 
 PROGRESS_SECONDS = 1.0

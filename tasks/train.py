@@ -4,7 +4,7 @@ from typing import Any
 
 from prefect import task
 
-from aicert.card import duration
+from aicert.words import duration
 from tasks.reporting import OPTIONS, announced, show
 from tasks.steps import perform
 from tasks.words import code, key_values, measured, stands, table, text

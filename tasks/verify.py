@@ -7,8 +7,8 @@ from urllib.parse import unquote, urlsplit
 from prefect import task
 
 from aicert import card
-from aicert.card import clean
 from aicert.certificate import Certificate
+from aicert.words import clean
 from blocks import CertificateStore, VerificationPolicy
 from tasks import reporting
 from tasks.reporting import OPTIONS, announced, failing_as

@@ -1,13 +1,18 @@
-"""Words for people: artifact keys, and Markdown and lines that somebody else's text cannot break.
+"""Words for people: artifact keys, and what steps have in common to say in Markdown.
 
 Nothing here needs Prefect, so that a terminal can use it before Prefect is imported.
 """
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
-from aicert.card import clean
+from aicert.words import clean, code, count, key_values, table, text
+
+__all__ = [
+    "code", "command_block", "count", "key", "key_values", "measured", "plain", "stands", "table",
+    "text",
+]  # fmt: skip
 
 _MAX_LINE = 4000
 _ANSI = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)?|[@-_])")
@@ -23,35 +28,10 @@ def plain(line: str) -> str:
     return clean(_ANSI.sub("", line).replace("\t", "    "), _MAX_LINE)
 
 
-def text(value: object) -> str:
-    """Return somebody else's text so that Markdown shows it and does nothing else with it."""
-    return re.sub(r"([\\`*_{}\[\]<>()#+!|~&@])", r"\\\1", clean(value)).replace("://", ":\\//")
-
-
-def code(value: object) -> str:
-    """Return somebody else's text as Markdown code, whatever backticks it holds."""
-    shown = clean(value, 1000).replace("|", "\\|") or " "
-    longest = max((len(run) for run in re.findall("`+", shown)), default=0)
-    fence = "`" * (longest + 1)
-    pad = " " if longest else ""
-    return f"{fence}{pad}{shown}{pad}{fence}"
-
-
 def command_block(command: str) -> str:
     """Return a command as a Markdown block, an option a line, so that all of it is seen."""
     shown = clean(command, 4000).replace("```", "")
     return "```\n" + shown.replace(" --", " \\\n  --") + "\n```"
-
-
-def key_values(rows: Iterable[Sequence[str]]) -> str:
-    """Return a Markdown table of names and values."""
-    return table(("", ""), rows)
-
-
-def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """Return a Markdown table; the cells must be Markdown already."""
-    lines = [f"| {' | '.join(head)} |", f"|{' --- |' * len(head)}"]
-    return "\n".join([*lines, *(f"| {' | '.join(row)} |" for row in rows)])
 
 
 def measured(record: dict[str, Any], labels: Sequence[str] = ()) -> str:
@@ -93,8 +73,3 @@ def stands(record: dict[str, Any]) -> str:
 
 def _changed(record: dict[str, Any]) -> list[str]:
     return sorted({str(event["pcr"]) for event in record["events"]}, key=int)
-
-
-def count(number: int, noun: str) -> str:
-    """Return a number with its noun."""
-    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"

@@ -227,11 +227,11 @@ def test_a_statement_that_is_no_json_is_shown_as_an_error() -> None:
 
 
 def test_a_card_cannot_carry_markup_or_terminal_escapes() -> None:
-    from aicert import card
+    from aicert import words
 
     hostile = "\x1b[31mred\u202e <img src=x> [a](http://x) |`"
-    assert "\x1b" not in card.clean(hostile)
-    assert "\u202e" not in card.clean(hostile)
-    shown = card._md(hostile)
+    assert "\x1b" not in words.clean(hostile)
+    assert "\u202e" not in words.clean(hostile)
+    shown = words.text(hostile)
     assert "<img" not in shown.replace("\\<", "")
     assert "[a](" not in shown

@@ -59,7 +59,7 @@ def test_a_root_of_ones_own_is_simulated_unless_said_otherwise(
     path = tmp_path / "root.pem"
     path.write_bytes(ONE.root.public_bytes(encoding))
     assert TrustStore().with_roots(path).find(PRINT) == Pin(
-        "CN=one root", PRINT, "simulated", str(path)
+        "one root", PRINT, "simulated", str(path)
     )
     pin = TrustStore().with_roots(path, assurance="hardware").find(PRINT)
     assert pin is not None
@@ -80,8 +80,8 @@ def test_a_folder_gives_the_roots_of_its_certificate_files(tmp_path: Path) -> No
     (tmp_path / "B.DER").write_bytes(TWO.root.public_bytes(Encoding.DER))
     (tmp_path / "README.md").write_text("no certificate")
     assert [pin.name for pin in TrustStore().with_roots(tmp_path).list()] == [
-        "CN=one root",
-        "CN=two root",
+        "one root",
+        "two root",
     ]
 
 

@@ -54,7 +54,13 @@ def _key(certificate: Certificate, verdict: Verdict | None) -> bytes:
 
 
 def _card(certificate: Certificate, verdict: Verdict | None) -> bytes:
-    return card.markdown(certificate, verdict).encode()
+    return card.readme(certificate, verdict).encode()
+
+
+def _html(certificate: Certificate, verdict: Verdict | None) -> bytes:
+    from aicert.views import page
+
+    return page.page(certificate, verdict).encode()
 
 
 def _cyclonedx(certificate: Certificate, verdict: Verdict | None) -> bytes:
@@ -71,6 +77,7 @@ def _spdx(certificate: Certificate, verdict: Verdict | None) -> bytes:
 
 VIEWS: dict[str, View] = {
     "card": View("card.md", "the card for people, in Markdown", _card),
+    "html": View("card.html", "the same as a page that checks itself", _html),
     "cyclonedx": View("bom.cdx.json", "a bill of materials: CycloneDX 1.6 ML-BOM", _cyclonedx),
     "spdx": View("bom.spdx.json", "a bill of materials: SPDX 3.0.1, AI and dataset", _spdx),
     "statement": View("statement.json", "the in-toto statement with SLSA provenance", _statement),

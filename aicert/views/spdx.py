@@ -13,6 +13,7 @@ from aicert.events import Input, format_time
 from aicert.log import Run, parse_run
 from aicert.verify import Verdict
 from aicert.views.parts import DECLARED, MEASURED, Part, certificate_uri, parts, uri
+from aicert.words import count
 
 CONTEXT = "https://spdx.org/rdf/3.0.1/spdx-context.jsonld"
 NO_ASSERTION = "https://spdx.org/rdf/3.0.1/terms/Core/NoAssertionElement"
@@ -204,7 +205,7 @@ class _Graph:
 
 
 def _about(item: Input) -> str:
-    what = f"{item.files} file(s), {item.size} bytes, root digest sha256:{item.root}"
+    what = f"{count(item.files, 'file')}, {item.size} bytes, root digest sha256:{item.root}"
     commit = "" if item.git_commit is None else f", git commit {item.git_commit}"
     return f"A {item.kind}: {what}, manifest sha256:{item.manifest}{commit}."
 

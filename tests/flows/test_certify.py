@@ -103,6 +103,9 @@ def test_what_is_published_is_the_certificate_its_manifests_the_card_and_the_wei
     assert published(outcome.store) == (outcome.certificate.digest,)
     entry = outcome.store / "certificates" / outcome.certificate.digest
     assert sorted(p.relative_to(entry).as_posix() for p in entry.rglob("*") if p.is_file()) == [
+        "bom.cdx.json",
+        "bom.spdx.json",
+        "card.html",
         "card.md",
         "certificate.json",
         "manifests/data.json",

@@ -1,0 +1,67 @@
+"""Words for people: numbers with units, and somebody else's text made harmless.
+
+All text in a certificate is somebody else's. Nothing here needs more than the standard library.
+"""
+
+import re
+import unicodedata
+from collections.abc import Iterable, Sequence
+
+
+def clean(text: object, limit: int = 300) -> str:
+    """Return `text` on one line without control or format characters, cut to `limit`."""
+    shown = "".join(
+        "�" if unicodedata.category(c) in ("Cc", "Cf", "Cs", "Co", "Zl", "Zp") else c
+        for c in str(text)[: limit + 1]
+    )
+    return shown if len(shown) <= limit else f"{shown[:limit]}…"
+
+
+def size(count: int) -> str:
+    """Return a number of bytes in binary units."""
+    amount = float(count)
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if amount < 1024:
+            return f"{count} B" if unit == "B" else f"{amount:.1f} {unit}"
+        amount /= 1024
+    return f"{amount:.1f} TiB"
+
+
+def duration(milliseconds: int) -> str:
+    """Return a duration in the largest fitting units."""
+    seconds = milliseconds / 1000
+    if seconds < 120:
+        return f"{seconds:.1f} s"
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes} min" if hours else f"{minutes} min {seconds} s"
+
+
+def count(number: int, noun: str) -> str:
+    """Return a number with its noun."""
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
+def text(value: object) -> str:
+    """Return somebody else's text so that Markdown shows it and does nothing else with it."""
+    return re.sub(r"([\\`*_{}\[\]<>()#+!|~&@])", r"\\\1", clean(value)).replace("://", ":\\//")
+
+
+def code(value: object) -> str:
+    """Return somebody else's text as Markdown code, whatever backticks it holds."""
+    shown = clean(value, 1000).replace("|", "\\|") or " "
+    longest = max((len(run) for run in re.findall("`+", shown)), default=0)
+    fence = "`" * (longest + 1)
+    pad = " " if longest else ""
+    return f"{fence}{pad}{shown}{pad}{fence}"
+
+
+def key_values(rows: Iterable[Sequence[str]]) -> str:
+    """Return a Markdown table of names and values."""
+    return table(("", ""), rows)
+
+
+def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """Return a Markdown table; the cells must be Markdown already."""
+    lines = [f"| {' | '.join(head)} |", f"|{' --- |' * len(head)}"]
+    return "\n".join([*lines, *(f"| {' | '.join(row)} |" for row in rows)])
