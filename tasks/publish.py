@@ -121,7 +121,8 @@ def _record(
                 ("Certificate", f"`sha256:{published.digest}`"),
                 (
                     "With",
-                    f"the cards, bills of materials, the model's signature, {count(manifests, 'manifest')}"
+                    "the cards, bills of materials, the model's signature, "
+                    + count(manifests, "manifest")
                     + (", the weights" if weights else ""),
                 ),
                 (

@@ -273,6 +273,7 @@ def _details(run: Run, certificate: Certificate, verdict: Verdict | None) -> str
         content += _table(
             ("metric, as reported by the training", "value"),
             [(_text(name), _text(value)) for name, value in run.end.metrics.values.items()],
+            ' class="pairs"',
         )
     command = clean(" ".join(run.start.command))
     rows = [
@@ -285,7 +286,7 @@ def _details(run: Run, certificate: Certificate, verdict: Verdict | None) -> str
         ("Root digest (OpenSSF Model Signing)", f'<span class="hex">{outputs.root}</span>'),
         ("Attestation key", f'<span class="hex">{_text(certificate.keyid)}</span>'),
     ]
-    content += _table(("the run", ""), rows)
+    content += _table(("the run", ""), rows, ' class="pairs"')
     if verdict is not None:
         proved = "".join(f"<li>{_text(sentence)}</li>" for sentence in verdict.proved)
         content = f'<ul class="proofs">{proved}</ul>{content}'
@@ -300,6 +301,7 @@ def _hex(digest: str) -> str:
     return f'<span class="hex" data-measured>{digest}</span>'
 
 
-def _table(head: tuple[str, str], rows: list[tuple[str, str]]) -> str:
+def _table(head: tuple[str, str], rows: list[tuple[str, str]], kind: str = "") -> str:
     cells = "".join(f'<tr><td>{a}</td><td class="size">{b}</td></tr>' for a, b in rows)
-    return f"<table><thead><tr><th>{head[0]}</th><th>{head[1]}</th></tr></thead>{cells}</table>"
+    names = f"<thead><tr><th>{head[0]}</th><th>{head[1]}</th></tr></thead>"
+    return f"<table{kind}>{names}{cells}</table>"

@@ -383,6 +383,9 @@ def test_nothing_runs_off_the_side(browser: Browser, certificate: Certificate, w
     try:
         browser.show(page(certificate))
         assert browser.run("return document.documentElement.scrollWidth") <= width
+        cells = "[...document.querySelectorAll('td, dd')]"
+        narrowest = browser.run(f"return Math.min(...{cells}.map((cell) => cell.offsetWidth))")
+        assert narrowest >= 30  # a size, and not a column of letters
     finally:
         browser.driver.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
 
