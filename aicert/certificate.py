@@ -7,9 +7,9 @@ nothing about truth: that is `aicert.verify`.
 import base64
 import hashlib
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
-from aicert import canonical, dsse, log
+from aicert import canonical, dsse, log, sev
 from aicert.errors import Error
 from aicert.reader import Reader
 
@@ -24,6 +24,7 @@ MAX_TPM_BYTES = 4096
 MAX_BOOT_LOG_BYTES = 1 << 20
 MAX_TIMESTAMP_BYTES = 64 << 10
 PCR_COUNT = 24
+_SEV_CHAIN = 3  # VCEK, ASK, ARK
 
 
 class CertificateError(Error):
@@ -70,6 +71,42 @@ class Quote:
 
 
 @dataclass(frozen=True, slots=True)
+class CpuReport:
+    """A CPU's report on the machine that holds the TPM, what it is over, and who certifies the CPU.
+
+    `report` is AMD's ATTESTATION_REPORT, `runtime_data` the JSON document that its report data is
+    the digest of, `chain` the DER certificates VCEK, ASK and ARK. See `aicert.sev`.
+    """
+
+    report: bytes
+    runtime_data: bytes
+    chain: tuple[bytes, ...]
+
+    TYPE: ClassVar[str] = "azure-sev-snp"
+
+    @classmethod
+    def read(cls, reader: Reader) -> "CpuReport":
+        """Read the JSON form."""
+        reader.const("type", cls.TYPE)
+        return cls(
+            report=reader.octets64("report", max_bytes=sev.REPORT_BYTES),
+            runtime_data=reader.octets64("runtimeData", max_bytes=sev.MAX_RUNTIME_BYTES),
+            chain=reader.octets64_list(
+                "certificateChain", max_items=_SEV_CHAIN, max_bytes=MAX_X509_BYTES
+            ),
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the JSON form."""
+        return {
+            "type": self.TYPE,
+            "report": _base64(self.report),
+            "runtimeData": _base64(self.runtime_data),
+            "certificateChain": [_base64(der) for der in self.chain],
+        }
+
+
+@dataclass(frozen=True, slots=True)
 class Certificate:
     """A parsed certificate. `Certificate.parse(c.encode()) == c`.
 
@@ -85,6 +122,7 @@ class Certificate:
     records: tuple[log.Record, ...]
     boot_event_log: bytes | None = None
     timestamp: bytes | None = None
+    cpu_report: CpuReport | None = None
 
     @classmethod
     def parse(cls, data: bytes) -> "Certificate":
@@ -123,6 +161,10 @@ class Certificate:
             timestamp=None
             if top.null("timestamp")
             else top.octets64("timestamp", max_bytes=MAX_TIMESTAMP_BYTES),
+            # The one field that need not be there: only confidential machines have it.
+            cpu_report=evidence.read("cpuReport", CpuReport.read)
+            if evidence.has("cpuReport")
+            else None,
         )
         for reader in (key, evidence, signature, envelope, top):
             reader.done()
@@ -147,6 +189,7 @@ class Certificate:
                 "quote": self.quote.to_json(),
                 "measurementLog": log.to_json(self.records),
                 "bootEventLog": None if boot is None else _base64(boot),
+                **({} if self.cpu_report is None else {"cpuReport": self.cpu_report.to_json()}),
             },
             "timestamp": None if self.timestamp is None else _base64(self.timestamp),
         }

@@ -23,7 +23,7 @@ from cryptography.hazmat.primitives.asymmetric.utils import (
     encode_dss_signature,
 )
 
-from aicert import log, manifest, reference, statement, timestamp, tpm2, x509
+from aicert import log, manifest, reference, sev, statement, timestamp, tpm2, x509
 from aicert.assurance import Assurance as Assurance
 from aicert.certificate import Certificate, Quote
 from aicert.errors import Error
@@ -118,8 +118,9 @@ class AlteredFileError(FilesError):
 class Verdict:
     """What was proved about a certificate. It exists only where every check passed.
 
-    `certificate_digest` is the SHA-256 of the file; `boot` what the boot measurements show, `times`
-    what bounds the time; `rules` are the outcomes of the policy's rules; `model` is the manifest of
+    `certificate_digest` is the SHA-256 of the file; `boot` what the boot measurements show,
+    `confidential` what the CPU says of the machine, where it says something; `times` what bounds
+    the time; `rules` are the outcomes of the policy's rules; `model` is the manifest of
     the folder that was checked, or None where only the certificate was.
     """
 
@@ -131,6 +132,7 @@ class Verdict:
     pcrs: Mapping[int, bytes]
     assurance: Assurance
     boot: reference.BootResult
+    confidential: sev.Confidential | None
     times: timestamp.TimeBounds
     policy: Policy
     rules: tuple[RuleResult, ...]
@@ -235,13 +237,15 @@ def verify(
         )
 
     # 9. How much that is worth. The boot log replays to the baseline, and the boot is that of a
-    #    published image, or not; and what bounds the time.
+    #    published image, or not; a CPU vouches for the machine that holds the TPM, where it says
+    #    so; and what bounds the time.
     boot = reference.check_boot(
         certificate.boot_event_log, certificate.baseline_quote.pcrs, known_references
     )
     authorities = policy.timestamp_roots(timestamp_roots)
     bounds = timestamp.bounds(certificate, run, chain, authorities)
-    assurance = _assess(chain, boot)
+    confidential = _check_cpu(certificate, ak, times)
+    assurance = _assess(chain, boot, confidential)
 
     # 10. Policy: every rule is tried; the first that fails is raised, and names the others.
     facts = Facts(run, chain.pin, assurance, boot, bounds, now or datetime.now(UTC))
@@ -261,12 +265,13 @@ def verify(
         pcrs=dict(certificate.quote.pcrs),
         assurance=assurance,
         boot=boot,
+        confidential=confidential,
         times=bounds,
         policy=policy,
         rules=results,
         model=checked,
-        proved=_proved(run, chain, boot, bounds, checked),
-        not_proved=_not_proved(run, assurance, boot, bounds, checked),
+        proved=_proved(run, chain, boot, confidential, bounds, checked),
+        not_proved=_not_proved(run, assurance, boot, confidential, bounds, checked),
     )
 
 
@@ -427,19 +432,37 @@ def check_files(
     return hashed
 
 
-def _assess(chain: x509.ChainInfo, boot: reference.BootResult) -> Assurance:
+def _check_cpu(
+    certificate: Certificate, ak: tpm2.Public, times: tuple[datetime, datetime]
+) -> sev.Confidential | None:
+    """Check the CPU's report, where there is one: it is for this key, or all is refused."""
+    found = certificate.cpu_report
+    if found is None:
+        return None
+    return sev.check(found.report, found.runtime_data, found.chain, key=ak.key, at=times)
+
+
+def _assess(
+    chain: x509.ChainInfo, boot: reference.BootResult, confidential: sev.Confidential | None
+) -> Assurance:
     """Say how much the evidence is worth, as far as it was really checked.
 
-    A measured boot says nothing where the TPM is software: whoever runs it makes up the PCRs.
+    A measured boot says nothing where the TPM is software: whoever runs it makes up the PCRs. A
+    confidential machine says nothing of what was booted on it, nor, with firmware of somebody's
+    own, of its TPM.
     """
     worth = Assurance[chain.pin.assurance.upper()]
-    return Assurance.MEASURED if boot.measured and worth is Assurance.HARDWARE else worth
+    if worth is not Assurance.HARDWARE or not boot.measured:
+        return worth
+    known = confidential is not None and confidential.firmware_known
+    return Assurance.CONFIDENTIAL if known else Assurance.MEASURED
 
 
 def _proved(
     run: log.Run,
     chain: x509.ChainInfo,
     boot: reference.BootResult,
+    confidential: sev.Confidential | None,
     times: timestamp.TimeBounds,
     model: manifest.Manifest | None,
 ) -> tuple[str, ...]:
@@ -451,9 +474,15 @@ def _proved(
         else f"the run had {count(files, 'output file')}; none was checked (pass --model FOLDER)"
     )
     image = f"the machine booted {boot.matches[0]}" if boot.matches else ""
+    cpu = (
+        f"an AMD CPU ({confidential.processor}) vouched that the key is held in a virtual machine "
+        f"whose memory it encrypts (SEV-SNP)"
+        if confidential is not None
+        else ""
+    )
     return (
         f"a TPM vouched for by {chain.pin.name!r} signed this record in one unbroken boot",
-        *filter(None, [image]),
+        *filter(None, [image, cpu]),
         f"{count(len(run.inputs), 'input')}, the container image and the command are as named",
         *times.proved(),
         checked,
@@ -464,6 +493,7 @@ def _not_proved(
     run: log.Run,
     assurance: Assurance,
     boot: reference.BootResult,
+    confidential: sev.Confidential | None,
     times: timestamp.TimeBounds,
     model: manifest.Manifest | None,
 ) -> tuple[str, ...]:
@@ -483,6 +513,10 @@ def _not_proved(
         limits.append(f"what PCRs {loose} stand for: the reference values leave them open")
     if boot.log is not None:
         limits.append(str(boot.log))
+    if confidential is not None:
+        if not confidential.firmware_known:
+            limits.append("that the firmware which holds the TPM is Microsoft's")
+        limits.append("that the CPU's firmware has no known holes: its version is not judged")
     limits += times.not_proved()
     limits.append("that the data is lawful or unbiased, the code harmless, or the model good")
     if run.end.metrics is not None:
@@ -518,6 +552,15 @@ def to_json(verdict: Verdict) -> dict[str, Any]:
                 "dataNotAuthenticated": verdict.boot.log.data_not_authenticated,
             },
             "pcrs": {str(pcr.pcr): [pcr.kind, pcr.text] for pcr in verdict.boot.pcrs},
+        },
+        "confidential": None
+        if verdict.confidential is None
+        else {
+            "processor": verdict.confidential.processor,
+            "measurement": verdict.confidential.measurement,
+            "idKeyDigest": verdict.confidential.id_key_digest,
+            "firmwareKnown": verdict.confidential.firmware_known,
+            "tcb": verdict.confidential.tcb,
         },
         "time": verdict.times.to_json(),
         "run": run.job.run,

@@ -187,17 +187,11 @@ def verify_chain(
             expected=f"1 to {MAX_CERTIFICATES}",
             advice="the attestation key must come with its certificates, leaf to root",
         )
-    certificates = [_parse(der, index) for index, der in enumerate(chain)]
+    certificates = [parse(der, index) for index, der in enumerate(chain)]
     if len(set(chain)) != len(chain):
         raise ChainLoopError("a certificate stands twice in the chain")
     _check_leaf(certificates[0], key)
-    for index, certificate in enumerate(certificates):
-        _check_strength(certificate, index)
-        _check_extensions(certificate, index)
-        _check_validity(certificate, index, times)
-    for index, (child, parent) in enumerate(pairwise(certificates), start=1):
-        _check_ca(parent, index)
-        _check_issued(child, parent, index)
+    check_links(certificates, times)
     # Last: a broken chain is named as such even where its root is unknown.
     pin = _find_pin(certificates[-1], trust)
     _check_root(certificates[-1], len(certificates) - 1)
@@ -208,7 +202,29 @@ def verify_chain(
     )
 
 
-def _parse(der: bytes, index: int) -> x509.Certificate:
+def check_links(certificates: Sequence[x509.Certificate], times: Sequence[datetime]) -> None:
+    """Check that each certificate is strong, valid at these times, and issued by the next one.
+
+    What the first may be for, and who the last is, is for the caller to check.
+
+    Raises:
+        ChainError: (a subclass) the first check that failed.
+    """
+    for index, certificate in enumerate(certificates):
+        _check_strength(certificate, index)
+        _check_extensions(certificate, index)
+        _check_validity(certificate, index, times)
+    for index, (child, parent) in enumerate(pairwise(certificates), start=1):
+        _check_ca(parent, index)
+        _check_issued(child, parent, index)
+
+
+def parse(der: bytes, index: int) -> x509.Certificate:
+    """Read a certificate, the one at `index` in its chain; it must be version 3 and in DER.
+
+    Raises:
+        ChainParseError: it cannot be read, or bytes follow it.
+    """
     if len(der) > MAX_CERTIFICATE_BYTES:
         raise ChainParseError(f"certificate {index} is too large", got=len(der))
     try:

@@ -9,13 +9,14 @@ from prefect.blocks.core import Block
 
 from blocks.checks import Check
 from blocks.credentials import InputCredentials
-from blocks.machines import HostMachine, LocalMachine, Machine
+from blocks.machines import AzureHostMachine, HostMachine, LocalMachine, Machine
 from blocks.policies import VerificationPolicy
 from blocks.stores import AzureBlobStore, CertificateStore, FolderStore, FsspecStore
 
 TYPES: tuple[type[Block], ...] = (
     LocalMachine,
     HostMachine,
+    AzureHostMachine,
     FolderStore,
     FsspecStore,
     AzureBlobStore,
@@ -27,6 +28,7 @@ TYPES: tuple[type[Block], ...] = (
 __all__ = [
     "TYPES",
     "AzureBlobStore",
+    "AzureHostMachine",
     "CertificateStore",
     "Check",
     "FolderStore",

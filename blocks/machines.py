@@ -218,14 +218,90 @@ class HostMachine(Machine):
         ]
 
 
+class AzureHostMachine(Machine):
+    """The worker's host, which is an Azure VM with Trusted Launch, or a confidential one.
+
+    The VM's TPM holds an attestation key that Azure certified, so that certificates chain to
+    Azure's root, which every verifier knows: no CA of yours is needed. On a confidential VM with an
+    AMD CPU they also carry the CPU's report. One run at a time.
+
+    Attributes:
+        intermediates: PEM file with more CA certificates of Azure.
+        tcti: Where the TPM is.
+        state: Folder for the machine.
+        engine: Container engine.
+        keep_failed: Keep the folder of a machine whose run failed.
+        outlive: Seconds that a machine outlives its run's process.
+
+    Example:
+        Find out whether this VM can run certified trainings:
+        ```python
+        from blocks import AzureHostMachine
+
+        machine = AzureHostMachine.load("BLOCK_NAME")
+        for check in machine.check():
+            print(check)
+        ```
+    """
+
+    _block_type_name = "aicert Azure Host Machine"
+    _block_type_slug = "aicert-azure-host-machine"
+
+    intermediates: Path | None = Field(
+        default=None,
+        title="Intermediate certificates",
+        description="PEM file on the worker with CA certificates of Azure's virtual TPMs, where "
+        "aicert does not carry the one that is needed and the VM cannot reach Azure's CAs.",
+    )
+    tcti: str = Field(
+        default="device:/dev/tpmrm0",
+        title="TPM",
+        description="Where the TPM is, as a TCTI of the TPM2 Software Stack.",
+        examples=["device:/dev/tpmrm0"],
+    )
+    state: Path | None = Field(default=None, title="State folder", description=_STATE)
+    engine: Literal["auto", "podman", "docker"] = Field(
+        default="auto", title="Container engine", description=_ENGINE
+    )
+    keep_failed: bool = Field(default=False, title="Keep failed machines", description=_KEEP_FAILED)
+    outlive: int = Field(default=0, ge=0, le=86_400, title="Outlive", description=_OUTLIVE)
+
+    def config(self) -> MachineConfig:
+        """Return how to start the machine."""
+        more = self.intermediates
+        return MachineConfig(
+            kind="azure-host",
+            state=_state(self.state),
+            engine=_engine(self.engine),
+            tcti=self.tcti,
+            intermediates=None if more is None else more.expanduser().absolute(),
+            keep=self.keep_failed,
+            outlive=self.outlive,
+        )
+
+    def check(self) -> list[Check]:
+        """Look whether a machine could be started here; change nothing."""
+        config = self.config()
+        kind, _, place = config.tcti.partition(":")
+        return [
+            *_common(config),
+            *([checks.device(Path(place or "/dev/tpm0"))] if kind == "device" else []),
+            *(
+                []
+                if config.intermediates is None
+                else [_roots(config.intermediates, "intermediate certificates")]
+            ),
+        ]
+
+
 def _state(folder: Path | None) -> Path:
     return machine.default_state() if folder is None else folder.expanduser().absolute()
 
 
-def _roots(path: Path | None) -> Check:
+def _roots(path: Path | None, name: str = "roots of the TPM's maker") -> Check:
     assert path is not None
     try:
         found = trust.load_certificates(path)
     except Error as error:
-        return Check.failed("roots of the TPM's maker", error)
-    return Check("roots of the TPM's maker", True, f"{len(found)} in {path}")
+        return Check.failed(name, error)
+    return Check(name, True, f"{len(found)} in {path}")

@@ -33,7 +33,7 @@ import blocks
 from aicert.agent.machine import default_state
 
 ROOT = Path(__file__).parent.parent
-KINDS = ("local", "host")
+KINDS = ("local", "host", "azure-host")
 HEARTBEAT = "prefect.flow-run.heartbeat"
 OURS = {"prefect.resource.role": "tag", "prefect.resource.id": "prefect.tag.aicert"}
 

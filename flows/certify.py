@@ -29,6 +29,7 @@ from aicert.agent.spec import Spec
 from aicert.errors import Error
 from blocks import (
     AzureBlobStore,
+    AzureHostMachine,
     CertificateStore,
     FolderStore,
     FsspecStore,
@@ -115,7 +116,7 @@ def certify(
     spec: Spec | None = None,
     spec_file: str | None = None,
     base: str | None = None,
-    machine: LocalMachine | HostMachine | None = None,
+    machine: LocalMachine | HostMachine | AzureHostMachine | None = None,
     store: FolderStore | FsspecStore | AzureBlobStore | None = None,
     credentials: InputCredentials | None = None,
     policy: VerificationPolicy | None = None,
@@ -287,6 +288,8 @@ def _perform(
 def own_policy(config: MachineConfig) -> VerificationPolicy:
     """Return the policy of an operator who trusts the CA that certifies such machines."""
     root = config.ca / "authority" / "root.pem"
+    if config.kind == "azure-host":
+        return VerificationPolicy()  # whose roots hold Azure's own
     if not root.exists():
         return VerificationPolicy()  # no CA yet: there is nothing that it has certified
     if config.kind == "local":

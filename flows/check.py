@@ -8,6 +8,7 @@ from prefect.states import Completed, Failed
 from aicert.agent import machine as machines
 from blocks import (
     AzureBlobStore,
+    AzureHostMachine,
     FolderStore,
     FsspecStore,
     HostMachine,
@@ -22,7 +23,7 @@ from tasks.words import key, table, text
 
 @flow(name="check", log_prints=False, persist_result=False)
 def check(
-    machine: LocalMachine | HostMachine | None = None,
+    machine: LocalMachine | HostMachine | AzureHostMachine | None = None,
     store: FolderStore | FsspecStore | AzureBlobStore | None = None,
     credentials: InputCredentials | None = None,
     policy: VerificationPolicy | None = None,

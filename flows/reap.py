@@ -22,7 +22,7 @@ from prefect.exceptions import ObjectNotFound
 from prefect.states import Completed, Scheduled
 
 from aicert.agent import machine as machines
-from blocks import HostMachine, LocalMachine
+from blocks import AzureHostMachine, HostMachine, LocalMachine
 from tasks.reporting import artifact, logger
 from tasks.words import count, key, table, text
 
@@ -31,7 +31,7 @@ FLOWS = ["certify", "retrain", "audit", "check"]
 
 @flow(name="reap", log_prints=False, persist_result=False)
 def reap(
-    machine: LocalMachine | HostMachine | None = None,
+    machine: LocalMachine | HostMachine | AzureHostMachine | None = None,
     grace_minutes: float = 10,
     pending_minutes: float = 5,
 ) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from aicert.agent.spec import Spec
 from aicert.verify import Verdict
 from blocks import (
     AzureBlobStore,
+    AzureHostMachine,
     CertificateStore,
     FolderStore,
     FsspecStore,
@@ -41,7 +42,7 @@ def retrain(
     spec: Spec | None = None,
     spec_file: str | None = None,
     base: str | None = None,
-    machine: LocalMachine | HostMachine | None = None,
+    machine: LocalMachine | HostMachine | AzureHostMachine | None = None,
     store: FolderStore | FsspecStore | AzureBlobStore | None = None,
     credentials: InputCredentials | None = None,
     policy: VerificationPolicy | None = None,

@@ -56,8 +56,13 @@ def provision(config: MachineConfig, run: str, *, name: str, spec: str) -> dict[
                     ]
                 ),
                 "",
-                "The operator's CA challenged the TPM (credential activation) and certified the "
-                "key: only that TPM can sign with it."
+                (
+                    "Azure certified the key when it made the virtual machine; its chain leads to "
+                    "Azure's own root."
+                    if handle.kind == "azure-host"
+                    else "The operator's CA challenged the TPM (credential activation) and "
+                    "certified the key: only that TPM can sign with it."
+                )
                 + (
                     "\n\nThis is a **software TPM**: it shows how it works and proves nothing "
                     "against its operator."

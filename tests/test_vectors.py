@@ -19,7 +19,8 @@ from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.hazmat.primitives.asymmetric.utils import decode_dss_signature
 from cryptography.hazmat.primitives.serialization import Encoding, load_pem_public_key
 
-from aicert import bootlog, tpm2, x509
+from aicert import bootlog, sev, tpm2, x509
+from aicert.agent.azure import IntermediateError, _carried, complete, unwrap
 from aicert.trust import TrustStore
 
 VECTORS = Path(os.environ.get("AICERT_VECTORS", Path(__file__).parents[2] / "shared" / "vectors"))
@@ -166,6 +167,61 @@ def test_azure_confidential_vm_quote_is_by_the_key_in_its_report() -> None:
     swapped = {**pcrs, 0: pcrs[1], 1: pcrs[0]}
     with pytest.raises(tpm2.PcrDigestError):
         attest.check_pcrs(swapped)
+
+
+@pytest.fixture(scope="module")
+def confidential_vm() -> tuple[bytes, bytes, tuple[bytes, ...], Any]:
+    """The CPU's report, the document under it, AMD's certificates, the attestation key."""
+    evidence = json.loads(read("azure-cvm-snp/evidence-v0.json"))
+    report, document = unwrap(bytes(evidence["report"]))
+    ask, ark = cx509.load_pem_x509_certificates(read("azure-cvm-snp/milan_ask_ark_asvk.pem"))[:2]
+    vcek = der(evidence["vcek"].encode())
+    chain = (vcek, *(certificate.public_bytes(Encoding.DER) for certificate in (ask, ark)))
+    (jwk,) = [key for key in json.loads(document)["keys"] if key["kid"] == "HCLAkPub"]
+    modulus, exponent = (
+        int.from_bytes(base64.urlsafe_b64decode(jwk[name] + "=="), "big") for name in ("n", "e")
+    )
+    return report, document, chain, rsa.RSAPublicNumbers(exponent, modulus).public_key()
+
+
+def test_azure_confidential_vm_leads_from_its_key_to_amds_root(confidential_vm: Any) -> None:
+    report, document, chain, key = confidential_vm
+    found = sev.check(report, document, chain, key=key, at=[TODAY])
+    assert (found.processor, found.tcb, found.firmware_known) == ("Milan", "04000000000018db", True)
+    with pytest.raises(sev.SevChainError):
+        sev.check(report, document, chain, key=key, at=[datetime(2033, 1, 1, tzinfo=UTC)])
+
+
+def test_azure_confidential_vm_with_any_byte_changed_is_refused(confidential_vm: Any) -> None:
+    report, document, chain, key = confidential_vm
+    for place in range(len(report)):
+        changed = report[:place] + bytes([report[place] ^ 1]) + report[place + 1 :]
+        with pytest.raises(sev.SevError):
+            sev.check(changed, document, chain, key=key, at=[TODAY])
+    for place in range(0, len(document), 7):
+        changed = document[:place] + bytes([document[place] ^ 1]) + document[place + 1 :]
+        with pytest.raises(sev.SevRuntimeError):
+            sev.check(report, changed, chain, key=key, at=[TODAY])
+    vlek = read("azure-cvm-snp/milan_ask_ark_asvk.pem")
+    asvk = cx509.load_pem_x509_certificates(vlek)[2].public_bytes(Encoding.DER)
+    with pytest.raises(sev.SevChainError):
+        sev.check(report, document, (chain[0], asvk, chain[2]), key=key, at=[TODAY])
+
+
+def test_the_azure_certificates_that_are_carried_complete_a_real_leafs_chain(
+    azure: dict[str, Any],
+) -> None:
+    def get(url: str, headers: dict[str, str]) -> bytes:
+        raise OSError("no network")
+
+    leaf, intermediate, root = azure_chain(azure)
+    # This leaf's CA has expired and is not carried any more: it is given as an operator would.
+    given = cx509.load_der_x509_certificate(intermediate)
+    carried = (given, *_carried(None))
+    assert complete(leaf, carried, get) == (leaf, intermediate, root)
+    with pytest.raises(IntermediateError) as caught:
+        complete(leaf, _carried(None), get)
+    assert "Global Virtual TPM CA - 01" in (caught.value.got or "")
 
 
 # -- Google ----------------------------------------------------------------------------------------

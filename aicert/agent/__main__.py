@@ -12,8 +12,9 @@ import threading
 import time
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
-from aicert.agent import server
+from aicert.agent import azure, server
 from aicert.agent.service import Service
 from aicert.agent.swtpm import Swtpm
 from aicert.agent.tpm import Tpm
@@ -33,6 +34,14 @@ def main(arguments: list[str] | None = None) -> int:
         default="device:/dev/tpmrm0",
         help="a TCTI such as device:/dev/tpmrm0, or swtpm-state:FOLDER to start a software TPM",
     )
+    parser.add_argument(
+        "--platform",
+        choices=("generic", "azure"),
+        default="generic",
+        help="azure: use the attestation key that the VM's TPM brings, certified by Azure",
+    )
+    parser.add_argument("--intermediates", type=Path, help="more CA certificates (PEM), for azure")
+    parser.add_argument("--metadata", default=azure.METADATA, help="Azure's metadata service")
     parser.add_argument("--algorithm", choices=("ecc", "rsa"), default="ecc", help="of the AK")
     parser.add_argument("--engine", choices=("podman", "docker"), help="container engine")
     parser.add_argument("--keeper", type=Path, help="file; the agent ends when nobody locks it")
@@ -47,8 +56,14 @@ def main(arguments: list[str] | None = None) -> int:
                 software = Swtpm(Path(tcti.removeprefix("swtpm-state:")))
                 tcti = stack.enter_context(software).tcti
             tpm = stack.enter_context(Tpm(tcti))
+            attested: dict[str, Any] = {}
+            if options.platform == "azure":
+                ak, chain = azure.attestation_key(tpm, intermediates=options.intermediates)
+                report = azure.cpu_report(tpm, ak, metadata=options.metadata)
+                attested = {"ak": ak, "ak_chain": chain, "cpu_report": report}
             service = Service(
                 tpm,
+                **attested,
                 state=options.state,
                 algorithm=options.algorithm,
                 engine=options.engine,
@@ -89,7 +104,7 @@ def _boot_event_log(tcti: object) -> bytes | None:
     if not isinstance(tcti, str) or not tcti.startswith("device:"):
         return None
     try:
-        return BOOT_EVENT_LOG.read_bytes()
+        return BOOT_EVENT_LOG.read_bytes() or None  # Azure's Trusted Launch has an empty one
     except OSError:
         return None
 

@@ -21,7 +21,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from aicert.agent import swtpm
+from aicert.agent import azure, swtpm
 from aicert.agent.ca import DevelopmentCa, Enrollment
 from aicert.agent.client import AgentClient, LostAgentError
 from aicert.agent.engine import RUNTIME, runtime_folder
@@ -92,24 +92,28 @@ class MachineConfig:
     """How to start a machine on this host.
 
     `local` starts a software TPM of its own; `host` uses the TPM that `tcti` names, whose EK
-    certificate must chain to a root in `ek_roots` (PEM).
+    certificate must chain to a root in `ek_roots` (PEM); `azure-host` uses that of the Azure VM
+    that this host is, whose attestation key Azure certified, with `intermediates` (PEM) besides
+    those that are carried.
 
     The machine ends with the process that started it, or `outlive` seconds later: until then
     another process may adopt it. `keep` keeps the folder of a machine whose run failed.
     """
 
-    kind: Literal["local", "host"] = "local"
+    kind: Literal["local", "host", "azure-host"] = "local"
     state: Path = field(default_factory=default_state)
     algorithm: Literal["ecc", "rsa"] = "ecc"
     engine: Literal["podman", "docker"] | None = None
     tcti: str = "device:/dev/tpmrm0"
     ek_roots: Path | None = None
+    intermediates: Path | None = None
+    metadata: str = azure.METADATA
     keep: bool = False
     outlive: int = 0
 
     @property
     def ca(self) -> Path:
-        """The folder of the CA that certifies this machine's attestation keys.
+        """The folder of the CA that certifies this machine's attestation keys; not on Azure.
 
         Hardware and software TPMs have one each: a verifier that pins the first as `hardware` must
         not thereby trust the second.
@@ -211,20 +215,23 @@ def _start(
         lock = os.open(directory / "lock", os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
         fcntl.flock(lock, fcntl.LOCK_EX)
     try:
-        ca = DevelopmentCa.open_or_create(config.ca)
+        # Azure certified its VMs' keys already.
+        ca = None if config.kind == "azure-host" else DevelopmentCa.open_or_create(config.ca)
         tpm = config.tcti
         if config.kind == "local":
+            assert ca is not None
             swtpm.manufacture(directory / "tpm", ca)
             tpm = f"swtpm-state:{directory / 'tpm'}"
         process = _spawn(config, directory, tpm, [lock, *owned])
         handle = MachineHandle(machine_id, config.kind, run, process.pid, directory)
         with AgentClient(handle.socket) as client:
             _await_agent(client, process, directory)
-            roots = ca.ek_roots if config.ek_roots is None else config.ek_roots.read_bytes()
-            enrollment = Enrollment(ca, roots)
-            challenge = enrollment.begin(client.identity())
-            answer = client.activate(challenge.credential_blob, challenge.encrypted_secret)
-            client.set_ak_certificate(enrollment.finish(answer))
+            if ca is not None:
+                roots = ca.ek_roots if config.ek_roots is None else config.ek_roots.read_bytes()
+                enrollment = Enrollment(ca, roots)
+                challenge = enrollment.begin(client.identity())
+                answer = client.activate(challenge.credential_blob, challenge.encrypted_secret)
+                client.set_ak_certificate(enrollment.finish(answer))
         about = {"handle": handle.to_json(), "tags": tags}
         (directory / _ABOUT).write_text(json.dumps(about))
     except BaseException:
@@ -392,6 +399,10 @@ def _spawn(
         "--keeper", str(directory / _KEEPER),
         "--outlive", str(config.outlive),
     ]  # fmt: skip
+    if config.kind == "azure-host":
+        command += ["--platform", "azure", "--metadata", config.metadata]
+        if config.intermediates is not None:
+            command += ["--intermediates", str(config.intermediates)]
     if config.engine is not None:
         command += ["--engine", config.engine]
     environment = {name: os.environ[name] for name in _PASSED_ENVIRONMENT if name in os.environ}

@@ -23,7 +23,7 @@ from aicert.agent.fetch import Fetched, InputRequest, fetch
 from aicert.agent.oci import OciImage, acquire
 from aicert.agent.spec import Spec
 from aicert.agent.tpm import Ak, Quote, Tpm
-from aicert.certificate import AttestationKey, Certificate
+from aicert.certificate import AttestationKey, Certificate, CpuReport
 from aicert.certificate import Quote as QuoteEvidence
 from aicert.errors import Error
 from aicert.manifest import Manifest, hash_file, scan
@@ -133,6 +133,7 @@ class Run:
     paths: Paths
     make_engine: Callable[[Path], Engine]
     boot_event_log: bytes | None = None
+    cpu_report: CpuReport | None = None
     cancelled: threading.Event = field(default_factory=threading.Event)
 
     records: list[log.Record] = field(default_factory=list)
@@ -382,6 +383,7 @@ class Run:
             quote=_evidence(quote),
             records=tuple(self.records),
             boot_event_log=self.boot_event_log,
+            cpu_report=self.cpu_report,
         )
         digest = certificate.digest
         self.signature = self._sign_model(digest, run)

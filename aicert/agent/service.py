@@ -18,6 +18,7 @@ from aicert.agent.ca import Identity
 from aicert.agent.engine import Engine
 from aicert.agent.run import NotEnrolledError, Paths, Run, RunError, StepOrderError
 from aicert.agent.tpm import Ak, Algorithm, Tpm
+from aicert.certificate import CpuReport
 from aicert.errors import Error, InternalError
 
 MAX_MESSAGES = 100_000
@@ -97,6 +98,7 @@ class Service:
         ak: Ak | None = None,
         ak_chain: tuple[bytes, ...] = (),
         boot_event_log: bytes | None = None,
+        cpu_report: CpuReport | None = None,
     ) -> None:
         """Serve the TPM; make an attestation key unless one is given with its chain."""
         self._tpm = tpm
@@ -105,6 +107,7 @@ class Service:
         self._ak = ak or tpm.create_ak(algorithm)
         self._chain = ak_chain
         self._boot_event_log = boot_event_log
+        self._cpu_report = cpu_report
         self._lock = threading.Lock()
         self._run: Run | None = None
         self._steps: dict[str, Step] = {}
@@ -204,6 +207,7 @@ class Service:
                 paths=Paths(self._state),
                 make_engine=lambda directory: Engine.detect(directory, prefer=self._engine),
                 boot_event_log=self._boot_event_log,
+                cpu_report=self._cpu_report,
             )
         if self._run.id != run_id:
             raise BusyError(

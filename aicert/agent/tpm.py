@@ -186,7 +186,7 @@ class Tpm:
         """
         index = _EKS[kind][0]
         with self._lock:
-            return _trim_der(self.read_nv(index)) if self._exists(index) else None
+            return trim_der(self.read_nv(index)) if self._exists(index) else None
 
     def ek_public(self, kind: EkKind) -> bytes:
         """Return the TPMT_PUBLIC of an EK, made from its template."""
@@ -534,6 +534,11 @@ class Tpm:
 
     # -- NV memory -------------------------------------------------------------------------------
 
+    def has_nv(self, index: int) -> bool:
+        """Tell whether an NV index exists."""
+        with self._lock:
+            return self._exists(index)
+
     def read_nv(self, index: int, *, max_bytes: int = MAX_NV_BYTES) -> bytes:
         """Return the content of an NV index that anybody, or the TPM's owner, may read.
 
@@ -680,8 +685,12 @@ def _unmarshal(kind: Any, data: bytes) -> Any:
     return value
 
 
-def _trim_der(data: bytes) -> bytes:
-    """Cut what follows a DER sequence of at least 256 bytes (X.690, 8.1.3)."""
+def trim_der(data: bytes) -> bytes:
+    """Cut what follows a DER sequence of at least 256 bytes (X.690, 8.1.3), as NV memory pads it.
+
+    Raises:
+        NvError: it does not begin with one.
+    """
     if data[:2] != b"\x30\x82":
-        raise NvError("the endorsement certificate is not in DER", got=data[:8])
+        raise NvError("a certificate in NV memory is not in DER", got=data[:8])
     return data[: 4 + int.from_bytes(data[2:4], "big")]

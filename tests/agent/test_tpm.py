@@ -19,11 +19,9 @@ from cryptography.hazmat.primitives.asymmetric.utils import decode_dss_signature
 from tpm2_pytss import (
     ESYS_TR,
     TPM2_SU,
-    TPM2B_NV_PUBLIC,
     TPM2B_PUBLIC,
     TPMA_NV,
     TPMS_ATTEST,
-    TPMS_NV_PUBLIC,
     TPMT_PUBLIC,
     TPMT_SIGNATURE,
 )
@@ -33,6 +31,7 @@ from aicert.agent import tpm_errors as errors
 from aicert.agent.credential import make_credential
 from aicert.agent.swtpm import Swtpm
 from aicert.agent.tpm import Ak, Algorithm, EkKind, Tpm
+from tests.support.nv import define_nv, make_persistent
 from tests.support.tpm import Factory, Tap, relay, run_tool
 
 ALL = range(16)
@@ -146,8 +145,7 @@ def test_every_ak_is_another_key(tpm: Tpm) -> None:
 
 def test_a_persistent_ak_and_its_certificate_can_be_used(tpm: Tpm, swtpm: Swtpm) -> None:
     """As on Azure: a key at 0x81000003, its certificate in NV 0x01C101D0."""
-    made = tpm.create_ak("rsa")
-    esapi(tpm).evict_control(ESYS_TR.OWNER, ESYS_TR(made.handle), 0x81000003)
+    made = make_persistent(tpm, 0x81000003)
     define_nv(tpm, 0x01C101D0, b"certificate" * 150)
     swtpm.power_cycle()
     with Tpm(swtpm.tcti) as later:
@@ -579,15 +577,6 @@ def test_eight_threads_may_use_one_tpm(tpm: Tpm, ak: Ak, swtpm: Swtpm) -> None:
 
 
 # -- NV memory -------------------------------------------------------------------------------------
-
-
-def define_nv(tpm: Tpm, index: int, content: bytes, attributes: Any = None) -> None:
-    flags = attributes or TPMA_NV.AUTHREAD | TPMA_NV.OWNERREAD | TPMA_NV.OWNERWRITE
-    public = TPMS_NV_PUBLIC(nvIndex=index, nameAlg=0x000B, attributes=flags, dataSize=len(content))
-    handle = esapi(tpm).nv_define_space("", TPM2B_NV_PUBLIC(public))
-    for start in range(0, len(content), 512):
-        part = content[start : start + 512]
-        esapi(tpm).nv_write(handle, part, start, auth_handle=ESYS_TR.OWNER)
 
 
 def test_nv_memory_is_read_whole_within_a_limit(tpm: Tpm) -> None:

@@ -1,0 +1,270 @@
+"""What an Azure VM attests with: a key that Azure certified, and what a CPU says of the VM.
+
+The virtual TPM of a Trusted Launch or confidential VM holds an attestation key and its certificate.
+Nobody needs to certify anything: the chain leads to Azure's own root, which verifiers pin. The
+intermediate CAs are not in the TPM; they are carried with this program, or named by the
+certificate below (authority information access), and they are renewed every few years.
+
+A confidential VM with AMD's SEV-SNP also holds a report of its CPU, made when it was started, over
+a document that names the attestation key; the CPU's own certificate comes from Azure's metadata
+service. Nothing here is believed: the verifier checks all of it, and so does this, so that a
+machine that cannot attest says so before a training and not after.
+"""
+
+import json
+import struct
+import urllib.error
+import urllib.request
+from collections.abc import Callable
+from datetime import UTC, datetime
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+from cryptography import x509
+from cryptography.exceptions import InvalidSignature
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+from cryptography.x509.oid import AuthorityInformationAccessOID
+
+from aicert import sev, tpm2
+from aicert import x509 as chains
+from aicert.agent.tpm import Ak, Tpm, trim_der
+from aicert.certificate import CpuReport
+from aicert.errors import Error
+from aicert.trust import load_certificates
+
+AK_HANDLE = 0x81000003
+AK_CERTIFICATE_INDEX = 0x01C101D0
+REPORT_INDEX = 0x01400001
+
+METADATA = "http://169.254.169.254"
+"""Azure's metadata service, which every VM reaches at this address and nobody else does."""
+
+_CERTIFICATION = "/metadata/THIM/amd/certification"
+_CARRIED = "azure-vtpm.pem"
+_MAX_ANSWER = 64 << 10
+_SECONDS = 10.0
+_MAX_URLS = 4
+
+# The container of the report, as it stands in the NV index: Azure calls it the HCL report.
+_HEAD = struct.Struct("<4sIII16x")  # signature, version, size, type of request
+_INNER = struct.Struct("<5I")  # size, version, type of report, hash, size of the document
+_SNP = 2
+_SHA256 = 1
+
+Get = Callable[[str, dict[str, str]], bytes]
+"""Gets what stands at a URL, with these headers."""
+
+
+class AzureError(Error):
+    """This machine cannot attest as an Azure VM does."""
+
+    code = "azure.attestation"
+
+
+class NotAzureError(AzureError):
+    """The TPM is not one of an Azure VM with Trusted Launch."""
+
+    code = "azure.not-a-trusted-vm"
+
+
+class IntermediateError(AzureError):
+    """An intermediate certificate is missing."""
+
+    code = "azure.intermediate"
+
+
+class CpuReportError(AzureError):
+    """The CPU's report cannot be used, or its certificate cannot be had."""
+
+    code = "azure.cpu-report"
+
+
+def attestation_key(
+    tpm: Tpm, *, intermediates: Path | None = None, get: Get | None = None
+) -> tuple[Ak, tuple[bytes, ...]]:
+    """Return the VM's attestation key and its certificate chain (DER, leaf to root).
+
+    Args:
+        tpm: the VM's TPM.
+        intermediates: PEM file with CA certificates besides those that are carried.
+        get: asks a CA for its certificate where none is carried; by default over HTTP.
+
+    Raises:
+        NotAzureError: the TPM holds no such key or certificate.
+        IntermediateError: the chain cannot be completed.
+        TpmError: the TPM refused.
+    """
+    try:
+        ak = tpm.open_ak(AK_HANDLE)
+        leaf = trim_der(tpm.read_nv(AK_CERTIFICATE_INDEX))
+    except Error as error:
+        raise NotAzureError(
+            "the TPM holds no attestation key that Azure certified",
+            got=f"{error.message} ({error.got})" if error.got else error.message,
+            expected=f"a key at {AK_HANDLE:#x}, its certificate in NV index "
+            f"{AK_CERTIFICATE_INDEX:#010x}",
+            advice="the VM needs Trusted Launch, or to be confidential, with vTPM enabled",
+        ) from error
+    chain = complete(leaf, _carried(intermediates), get or _get)
+    spki = (Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
+    certified = x509.load_der_x509_certificate(leaf).public_key().public_bytes(*spki)
+    if certified != tpm2.parse_public(ak.public).key.public_bytes(*spki):
+        raise NotAzureError(
+            "the certificate in the TPM is another key's than the one at its handle",
+            got=f"NV index {AK_CERTIFICATE_INDEX:#010x}, handle {AK_HANDLE:#x}",
+            advice="somebody has changed the TPM: make a new VM",
+        )
+    return ak, chain
+
+
+def complete(leaf: bytes, carried: tuple[x509.Certificate, ...], get: Get) -> tuple[bytes, ...]:
+    """Return the chain from a certificate to a root that signed itself.
+
+    A certificate is put into the chain only if it signed the one before. Whether the root is to be
+    trusted is the verifier's to say.
+
+    Raises:
+        IntermediateError: an issuer's certificate is neither carried nor to be had.
+    """
+    chain = [_load(leaf)]
+    while chain[-1].issuer != chain[-1].subject:
+        child = chain[-1]
+        found = next((ca for ca in carried if _issued(child, ca)), None) or _ask(child, get)
+        if found is None or len(chain) == chains.MAX_CERTIFICATES:
+            raise IntermediateError(
+                "the certificate of the attestation key's issuer is missing",
+                got=child.issuer.rfc4514_string(),
+                expected="one that is carried, or that the certificate says where to find",
+                advice="let the VM reach the addresses of Azure's CAs, or give their certificates "
+                "(PEM) with --intermediates; Microsoft publishes them with Trusted Launch's FAQ",
+            )
+        chain.append(found)
+    return tuple(certificate.public_bytes(Encoding.DER) for certificate in chain)
+
+
+def cpu_report(
+    tpm: Tpm, ak: Ak, *, metadata: str = METADATA, get: Get | None = None
+) -> CpuReport | None:
+    """Return the CPU's report with its certificates; None where the VM is not a confidential one.
+
+    Raises:
+        CpuReportError: there is a report that cannot be used: another kind of CPU, or its
+            certificate cannot be had, or a verifier would refuse it.
+    """
+    if not tpm.has_nv(REPORT_INDEX):
+        return None
+    report, document = unwrap(tpm.read_nv(REPORT_INDEX))
+    address = f"{metadata}{_CERTIFICATION}"
+    try:
+        answer: Any = json.loads((get or _get_directly)(address, {"Metadata": "true"}))
+        pem = f"{answer['vcekCert']}\n{answer['certificateChain']}".encode()
+        chain = tuple(
+            certificate.public_bytes(Encoding.DER)
+            for certificate in x509.load_pem_x509_certificates(pem)
+        )
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise CpuReportError(
+            "the CPU's certificate cannot be had from Azure's metadata service",
+            got=f"{address}: {type(error).__name__}: {error}",
+            advice="let nothing on the VM stand between the agent and that address",
+        ) from error
+    key = tpm2.parse_public(ak.public).key
+    try:
+        sev.check(report, document, chain, key=key, at=[datetime.now(UTC)])
+    except Error as error:
+        raise CpuReportError(
+            "the CPU's report is one that verifiers would refuse",
+            got=f"{error.code}: {error.message}; got {error.got}",
+            advice="make a new VM; if it recurs, use one with Trusted Launch alone",
+        ) from error
+    return CpuReport(report, document, chain)
+
+
+def unwrap(data: bytes) -> tuple[bytes, bytes]:
+    """Take AMD's report, and the document that it is over, out of what the NV index holds.
+
+    Nothing authenticates the wrapping, so it is left behind.
+
+    Raises:
+        CpuReportError: it is malformed, or of another kind of CPU.
+    """
+    try:
+        signature, version, _, _ = _HEAD.unpack_from(data)
+        start = _HEAD.size + sev.REPORT_BYTES
+        _, _, kind, digest, size = _INNER.unpack_from(data, start)
+    except struct.error as error:
+        raise CpuReportError("the CPU's report ends too soon", got=f"{len(data)} bytes") from error
+    start += _INNER.size
+    if signature != b"HCLA" or version not in (1, 2) or size > len(data) - start:
+        raise CpuReportError(
+            "the CPU's report is malformed",
+            got=f"{signature!r}, version {version}, {size} bytes of {len(data) - start}",
+        )
+    if kind != _SNP or digest != _SHA256:
+        raise CpuReportError(
+            "the report is of a kind of CPU that is not supported",
+            got=f"type {kind}, hash {digest}",
+            expected="type 2 (AMD SEV-SNP), hash 1 (SHA-256)",
+            advice="use a confidential VM with an AMD CPU (the DCas and ECas series), or one with "
+            "Trusted Launch",
+        )
+    return data[_HEAD.size :][: sev.REPORT_BYTES], data[start:][:size]
+
+
+def _carried(more: Path | None) -> tuple[x509.Certificate, ...]:
+    pem = files("aicert.agent").joinpath(_CARRIED).read_bytes()
+    given = () if more is None else load_certificates(more)
+    return (*given, *x509.load_pem_x509_certificates(pem))
+
+
+def _load(der: bytes) -> x509.Certificate:
+    try:
+        return chains.parse(der, 0)
+    except Error as error:
+        raise NotAzureError("a certificate cannot be read", got=error.message) from error
+
+
+def _issued(child: x509.Certificate, parent: x509.Certificate) -> bool:
+    try:
+        child.verify_directly_issued_by(parent)  # names and signature
+    except (InvalidSignature, ValueError, TypeError):
+        return False
+    return True
+
+
+def _ask(child: x509.Certificate, get: Get) -> x509.Certificate | None:
+    """Ask for the issuer's certificate where the certificate says (RFC 5280, 4.2.2.1)."""
+    try:
+        access = child.extensions.get_extension_for_class(x509.AuthorityInformationAccess).value
+    except x509.ExtensionNotFound:
+        return None
+    urls = [
+        item.access_location.value
+        for item in access
+        if item.access_method == AuthorityInformationAccessOID.CA_ISSUERS
+        and isinstance(item.access_location, x509.UniformResourceIdentifier)
+    ]
+    for url in [url for url in urls if url.startswith(("http://", "https://"))][:_MAX_URLS]:
+        try:
+            found = _load(get(url, {}))
+        except (OSError, ValueError, Error):
+            continue
+        if _issued(child, found):
+            return found
+    return None
+
+
+def _get(url: str, headers: dict[str, str], *, direct: bool = False) -> bytes:
+    handlers = [urllib.request.ProxyHandler({})] if direct else []
+    request = urllib.request.Request(url, headers=headers)  # noqa: S310 (http and https alone)
+    with urllib.request.build_opener(*handlers).open(request, timeout=_SECONDS) as response:
+        data = bytes(response.read(_MAX_ANSWER + 1))
+    if len(data) > _MAX_ANSWER:
+        raise ValueError("a larger answer than any certificate")
+    return data
+
+
+def _get_directly(url: str, headers: dict[str, str]) -> bytes:
+    """Ask past every proxy: the metadata service answers the VM alone."""
+    return _get(url, headers, direct=True)
