@@ -104,6 +104,10 @@ def state_of(machine: object) -> Path:
     )
 
 
+SLOT_SECONDS = 60
+"""How long a killed run's slot stays taken."""
+
+
 @flow(
     name="certify",
     flow_run_name=run_name,
@@ -216,8 +220,10 @@ def perform(
     with failing_as("store"):
         # Now, and not after hours of training.
         store.open().check()
-    # Waits for a slot where the operator has set a limit; a lost lease must not end a training.
-    with concurrency(f"aicert-{config.kind}", raise_on_lease_renewal_failure=False):
+    # Waits for a slot where the operator has set a limit; a lost lease must not end a training, and
+    # a killed run must not keep its slot for long.
+    limit = f"aicert-{config.kind}"
+    with concurrency(limit, lease_duration=SLOT_SECONDS, raise_on_lease_renewal_failure=False):
         return _perform(spec, base, config, store, secrets, policy, publish_weights)
 
 

@@ -97,3 +97,7 @@ def _stuck(client: SyncPrefectClient, before: datetime) -> list[FlowRun]:
         and run.state.timestamp < before
         and run.start_time is None
     ]
+
+
+if __name__ == "__main__":
+    reap()

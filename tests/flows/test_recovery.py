@@ -32,7 +32,7 @@ OUTLIVE = 300
 def installed_once() -> Iterator[Installation]:
     """A server and a worker for this module's tests, which kill them.
 
-    A killed run keeps its slot for some minutes, so there are more of them than tests.
+    A killed run keeps its slot for a minute, so there are more of them than tests.
     """
     with installed("--zombie-seconds", "45", "--slots", "16") as held:
         yield held
@@ -102,6 +102,13 @@ def reap(installation: Installation, state: Path, **parameters: Any) -> str:
     )
     words = (sys.executable, "-c", script, str(state), json.dumps(parameters))
     return installation.command(*words).stdout.strip()
+
+
+def slots(installation: Installation) -> int:
+    """Return how many machines the server believes to be in use."""
+    limits = installation.api("v2/concurrency_limits/filter", {})
+    (used,) = [limit["active_slots"] for limit in limits if limit["name"] == "aicert-local"]
+    return int(used)
 
 
 def certified(installation: Installation, run: str, store: Path) -> str:
@@ -188,6 +195,7 @@ def test_a_run_whose_process_and_worker_die_is_noticed_and_the_reaper_ends_its_m
     assert reap(installation, state) == "1 thing put right"
     assert_gone([agent])
     assert machines(state) == [] and published(tmp_path / "s") == ()
+    await_true(lambda: slots(installation) == 0, 120, "a killed run's slot is free again")
 
 
 # -- the worker ----------------------------------------------------------------------------------
@@ -243,13 +251,6 @@ def test_a_killed_container_fails_the_run_and_says_so(
 
 
 # -- the server and the network ------------------------------------------------------------------
-
-
-def slots(installation: Installation) -> int:
-    """Return how many machines the server believes to be in use."""
-    limits = installation.api("v2/concurrency_limits/filter", {})
-    (used,) = [limit["active_slots"] for limit in limits if limit["name"] == "aicert-local"]
-    return int(used)
 
 
 def test_a_run_goes_on_while_the_server_is_dead(

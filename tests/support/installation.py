@@ -48,9 +48,10 @@ class Installation:
         self._start("server", "server", "start", "--host", "127.0.0.1", "--port", str(self.port))
         await_true(self._answers, 120, "the server answers")
 
-    def start_worker(self) -> None:
-        """Start a worker. It polls on its own time."""
-        self._start("worker", "worker", "start", "--pool", "aicert")
+    def start_worker(self, name: str = "worker", limit: int = 8) -> None:
+        """Start a worker, for so many runs at a time. It polls on its own time."""
+        options = ("--pool", "aicert", "--name", name, "--limit", str(limit))
+        self._start(name, "worker", "start", *options)
 
     def _start(self, name: str, *arguments: str) -> None:
         with (self.home / f"{name}.log").open("ab") as log:
@@ -204,11 +205,12 @@ def free_port() -> int:
 
 
 @contextmanager
-def installed(*options: str) -> Iterator[Installation]:
+def installed(*options: str, **settings: str) -> Iterator[Installation]:
     """Set up what an operator sets up, with the commands that the documentation names.
 
     Args:
         options: for `bootstrap`.
+        settings: more of Prefect's variables.
     """
     home = Path(tempfile.mkdtemp(prefix="aicert-system-"))
     port = free_port()
@@ -224,6 +226,7 @@ def installed(*options: str) -> Iterator[Installation]:
         "PREFECT_SERVER_SERVICES_SCHEDULER_LOOP_SECONDS": "2",
         "NO_COLOR": "1",
         "COLUMNS": "300",
+        **settings,
     }
     held = Installation(home, port, environment)
     try:
