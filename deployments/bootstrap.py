@@ -35,6 +35,7 @@ from aicert.agent.machine import default_state
 ROOT = Path(__file__).parent.parent
 KINDS = ("local", "host", "azure-host")
 HEARTBEAT = "prefect.flow-run.heartbeat"
+MEMORY_LEASES = "prefect.server.concurrency.lease_storage.memory"
 OURS = {"prefect.resource.role": "tag", "prefect.resource.id": "prefect.tag.aicert"}
 
 
@@ -69,6 +70,7 @@ def main() -> int:
         reaper = client.read_deployment_by_name("reap/reap").id
         for automation in automations(options.zombie_seconds, reaper, notify):
             say("automation", automation.name, _automate(automation))
+        _warn_of_leases(client)
     if notify is None:
         print("note: nobody is told of failed runs; name a notification block with --notify")
     return 0
@@ -77,6 +79,19 @@ def main() -> int:
 def say(kind: str, name: str, what: str) -> None:
     """Print what became of one thing."""
     print(f"{kind:12} {what:10} {name}", flush=True)
+
+
+def _warn_of_leases(client: SyncPrefectClient) -> None:
+    """Say that slots will leak, where the server forgets at a restart who has them."""
+    # Prefect's client has no method for this.
+    answer = client.request("GET", "/admin/settings")  # type: ignore[arg-type]
+    concurrency = answer.json().get("server", {}).get("concurrency", {})
+    if concurrency.get("lease_storage") == MEMORY_LEASES:
+        print(
+            "note: the server keeps in memory who holds which slot, and a restart of it leaves "
+            "slots taken; start it with PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE="
+            + MEMORY_LEASES.replace("memory", "filesystem")
+        )
 
 
 def _pool(client: SyncPrefectClient, name: str) -> str:

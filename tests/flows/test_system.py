@@ -1,7 +1,9 @@
 """As a builder and an operator do it: a server, a worker, a deployment, a run, a cancelled run."""
 
 import os
+import re
 import signal
+import sys
 import time
 from datetime import UTC, datetime
 from pathlib import Path
@@ -20,6 +22,25 @@ from tests.support.pipeline import (
 )
 
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("system")]
+
+
+def test_setting_up_again_changes_nothing_and_keeps_what_an_operator_changed(
+    installation: Installation,
+) -> None:
+    limit = "aicert-host"
+    installation.prefect("gcl", "update", limit, "--limit", "2")
+    rules = installation.api("automations/filter", {})
+    paused = next(rule for rule in rules if rule["name"] == "aicert: clean up after a crash")
+    installation.api(f"automations/{paused['id']}", {"enabled": False}, "PATCH")
+    try:
+        done = installation.command(sys.executable, "deployments/bootstrap.py")
+        rules = installation.api("automations/filter", {})
+    finally:
+        installation.api(f"automations/{paused['id']}", {"enabled": True}, "PATCH")
+    assert "made" not in done.stdout and "updated" not in done.stdout
+    assert re.search(r"there: 2 +aicert-host", done.stdout)
+    assert "note: nobody is told" in done.stdout and "in memory" not in done.stdout
+    assert [rule["enabled"] for rule in rules if rule["id"] == paused["id"]] == [False]
 
 
 def test_a_run_of_the_deployment_is_certified(
