@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from aicert.agent import azure, server
+from aicert.agent.channel import ChannelKey
 from aicert.agent.service import Service
 from aicert.agent.swtpm import Swtpm
 from aicert.agent.tpm import Tpm
@@ -28,7 +29,9 @@ def main(arguments: list[str] | None = None) -> int:
     """Run the agent until it is told to stop, or whoever started it is gone."""
     parser = argparse.ArgumentParser(prog="aicert agent", description=__doc__.splitlines()[0])
     parser.add_argument("--state", type=Path, required=True, help="folder for the run's files")
-    parser.add_argument("--socket", type=Path, required=True, help="Unix socket to listen on")
+    place = parser.add_mutually_exclusive_group(required=True)
+    place.add_argument("--socket", type=Path, help="Unix socket to listen on")
+    place.add_argument("--listen", help="ADDRESS:PORT to listen on with attested TLS")
     parser.add_argument(
         "--tpm",
         default="device:/dev/tpmrm0",
@@ -61,15 +64,22 @@ def main(arguments: list[str] | None = None) -> int:
                 ak, chain = azure.attestation_key(tpm, intermediates=options.intermediates)
                 report = azure.cpu_report(tpm, ak, metadata=options.metadata)
                 attested = {"ak": ak, "ak_chain": chain, "cpu_report": report}
+            channel = None if options.listen is None else ChannelKey()
             service = Service(
                 tpm,
                 **attested,
+                channel=channel,
                 state=options.state,
                 algorithm=options.algorithm,
                 engine=options.engine,
                 boot_event_log=None if options.tpm != tcti else _boot_event_log(tcti),
             )
-            server.serve(service, server.listen(options.socket))
+            listener = (
+                server.listen(options.socket)
+                if channel is None
+                else server.listen_tcp(options.listen)
+            )
+            server.serve(service, listener, channel)
     except Error as error:
         print(error.diagnostics(), file=sys.stderr)
         return 1

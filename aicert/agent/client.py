@@ -2,6 +2,7 @@
 
 import base64
 import json
+import secrets
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,7 +11,9 @@ from urllib.parse import quote
 
 import httpx
 
+from aicert import tpm2
 from aicert.agent.ca import Identity
+from aicert.agent.channel import NONCE_BYTES, Attestation, Remote
 from aicert.errors import Error
 
 SILENCE_SECONDS = 60.0
@@ -52,14 +55,23 @@ class LostAgentError(Error):
 class AgentClient:
     """A connection to one agent. Make one where it is used; it is cheap and not shared."""
 
-    def __init__(self, socket_path: Path) -> None:
-        """Talk to the agent that listens on `socket_path`."""
-        self._path = socket_path
-        self._http = httpx.Client(
-            transport=httpx.HTTPTransport(uds=str(socket_path)),
-            base_url="http://agent/v1",
-            timeout=httpx.Timeout(SILENCE_SECONDS, connect=5.0),
-        )
+    def __init__(self, place: Path | Remote) -> None:
+        """Talk to the agent that listens on a Unix socket, or at the end of a channel."""
+        timeout = httpx.Timeout(SILENCE_SECONDS, connect=5.0)
+        if isinstance(place, Remote):
+            self._http = httpx.Client(
+                base_url=f"https://{place.host}:{place.port}/v1",
+                verify=place.context,
+                headers={"x-aicert-token": place.token},
+                trust_env=False,  # no proxy in between
+                timeout=timeout,
+            )
+        else:
+            self._http = httpx.Client(
+                transport=httpx.HTTPTransport(uds=str(place)),
+                base_url="http://agent/v1",
+                timeout=timeout,
+            )
 
     def __enter__(self) -> "AgentClient":
         """Return the client."""
@@ -89,6 +101,37 @@ class AgentClient:
         """Give the agent the chain that the CA issued (DER, leaf to root)."""
         body = {"chain": [base64.b64encode(der).decode("ascii") for der in chain]}
         self._json("PUT", "/ak-certificate", body)
+
+    def claim(self, remote: Remote) -> None:
+        """Make a remote agent one's own.
+
+        Raises:
+            AgentError: (`channel.claimed`) it belongs to another caller.
+        """
+        self._json("POST", "/claim", {"token": remote.token})
+
+    def attest(self, remote: Remote, ak: tpm2.Public) -> Attestation:
+        """Have the machine's TPM say, for a fresh nonce, that this channel ends at its agent.
+
+        Args:
+            remote: the channel that this client uses.
+            ak: the attestation key, which the caller knows to live in the machine's TPM.
+
+        Returns:
+            What was quoted, authenticated: the PCRs say what was booted.
+
+        Raises:
+            ChannelError: (a subclass) it ends elsewhere; send nothing.
+        """
+        nonce = secrets.token_bytes(NONCE_BYTES)
+        answer = Attestation.from_json(self._json("POST", "/attest", {"nonce": nonce.hex()}))
+        answer.check(ak, nonce, remote.spki)
+        return answer
+
+    def send(self, name: str, path: Path) -> None:
+        """Send a file of this machine to a remote agent, as the spec's relative path `name`."""
+        with path.open("rb") as file, self._lost():
+            self._check(self._http.put(f"/files/{quote(name)}", content=file))
 
     def step(
         self,

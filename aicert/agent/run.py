@@ -169,18 +169,25 @@ class Run:
     def _step_job(self, body: Mapping[str, Any], emit: Emit) -> dict[str, Any]:
         del emit
         spec = Spec.from_json(body["spec"])
-        nonce = bytes.fromhex(body["nonce"]) if body.get("nonce") else random.token_bytes(32)
-        if len(nonce) != 32:
-            raise RunError("the nonce is not 32 bytes", got=len(nonce))
-        self.base = Path(body["base"]) if body.get("base") else None
-        self.baseline = self.tpm.quote(self.ak, nonce, QUOTED_PCRS)
+        if self.baseline is None:
+            nonce = bytes.fromhex(body["nonce"]) if body.get("nonce") else random.token_bytes(32)
+            if len(nonce) != 32:
+                raise RunError("the nonce is not 32 bytes", got=len(nonce))
+            self.base = Path(body["base"]) if body.get("base") else None
+            self.baseline = self.tpm.quote(self.ak, nonce, QUOTED_PCRS)
+        elif body.get("nonce") or body.get("base"):
+            # Quoted at boot, before the channel's key was measured; its files were sent.
+            raise RunError(
+                "this machine takes neither a nonce for the baseline nor a folder",
+                advice="its baseline was quoted at boot; send the files of the spec before the job",
+            )
         self.spec = spec
         job = events.read_event(
             {
                 "type": "job",
                 "version": 1,
                 "run": self.id,
-                "nonce": nonce.hex(),
+                "nonce": tpm2.parse_attest(self.baseline.message).extra_data.hex(),
                 "baseline": {"sha256": hashlib.sha256(self.baseline.message).hexdigest()},
                 "agent": {"name": "aicert", "version": aicert.__version__},
                 "startedOn": events.format_time(datetime.now(UTC)),

@@ -1,4 +1,4 @@
-"""The agent's HTTP API: narrow, bounded, over a Unix socket.
+"""The agent's HTTP API: narrow, bounded, over a Unix socket or attested TLS (`channel`).
 
 Every route answers JSON; a step streams newline-delimited JSON until it ends. The caller is not
 trusted: bodies are bounded and strictly parsed, and nothing here can extend a PCR of the caller's
@@ -6,6 +6,7 @@ choice, read a file outside the run, or run a command other than the measured on
 """
 
 import base64
+import hmac
 import json
 import os
 import socket
@@ -21,12 +22,15 @@ from starlette.responses import FileResponse, JSONResponse, Response, StreamingR
 from starlette.routing import Route
 
 from aicert import canonical
+from aicert.agent.channel import NONCE_BYTES, ChannelKey, ClaimedError, TokenError
 from aicert.agent.service import Service, Step, UnknownRunError
 from aicert.certificate import MAX_CHAIN, MAX_X509_BYTES
 from aicert.errors import Error
 from aicert.reader import Reader
 
 MAX_BODY = 4 << 20
+OWNER_HEADER = "x-aicert-token"
+"""The header by which the owner of a remote agent shows who it is."""
 
 
 class BadRequestError(Error):
@@ -35,8 +39,50 @@ class BadRequestError(Error):
     code = "api.request"
 
 
-def application(service: Service) -> Starlette:
-    """Return the ASGI application that serves `service`."""
+def application(service: Service, *, remote: bool = False) -> Starlette:
+    """Return the ASGI application that serves `service`.
+
+    A `remote` one anybody can reach: it attests to whoever asks, belongs to the first who claims
+    it, and does nothing for others.
+    """
+    owner: list[str] = []
+
+    def route(path: str, method: str, endpoint: Callable[[Request], Awaitable[Response]]) -> Route:
+        async def owned(request: Request) -> Response:
+            shown = request.headers.get(OWNER_HEADER, "")
+            if remote and not (owner and hmac.compare_digest(owner[0].encode(), shown.encode())):
+                raise TokenError(
+                    "the agent does not belong to this caller",
+                    advice="claim it first (POST /v1/claim); it belongs to the first who does",
+                )
+            return await endpoint(request)
+
+        return Route(f"/v1{path}", owned, methods=[method])
+
+    async def attest(request: Request) -> Response:
+        body = await _body(request)
+        nonce = body.octets("nonce", NONCE_BYTES)
+        body.done()
+        return JSONResponse((await run_in_threadpool(service.attest, nonce)).to_json())
+
+    async def claim(request: Request) -> Response:
+        body = await _body(request)
+        token = body.octets("token", 32).hex()
+        body.done()
+        if owner and not hmac.compare_digest(owner[0], token):
+            raise ClaimedError(
+                "the agent belongs to another caller",
+                advice="somebody reached this machine before you: use another one",
+            )
+        owner[:] = [token]
+        return Response(status_code=204)
+
+    async def receive(request: Request) -> Response:
+        path = service.receive(request.path_params["path"])
+        with path.open("xb") as target:
+            async for chunk in request.stream():
+                await run_in_threadpool(target.write, chunk)
+        return Response(status_code=204)
 
     async def health(request: Request) -> Response:
         del request
@@ -84,11 +130,14 @@ def application(service: Service) -> Starlette:
         service.cancel(request.path_params["run"])
         return Response(status_code=202)
 
-    def route(path: str, method: str, endpoint: Callable[[Request], Awaitable[Response]]) -> Route:
-        return Route(f"/v1{path}", endpoint, methods=[method])
-
+    channel = [
+        Route("/v1/attest", attest, methods=["POST"]),
+        Route("/v1/claim", claim, methods=["POST"]),
+        route("/files/{path:path}", "PUT", receive),
+    ]
     return Starlette(
         routes=[
+            *(channel if remote else []),
             route("/health", "GET", health),
             route("/identity", "GET", identity),
             route("/activate", "POST", activate),
@@ -114,16 +163,28 @@ def listen(path: Path) -> socket.socket:
     return listener
 
 
-def serve(service: Service, listener: socket.socket) -> None:
-    """Serve until SIGTERM or SIGINT; then stop the run and return."""
+def listen_tcp(address: str) -> socket.socket:
+    """Return a socket that listens on an IPv4 address and port (`0.0.0.0:8443`)."""
+    host, _, port = address.rpartition(":")
+    return socket.create_server((host, int(port)), backlog=16)
+
+
+def serve(service: Service, listener: socket.socket, channel: ChannelKey | None = None) -> None:
+    """Serve until SIGTERM or SIGINT; then stop the run and return.
+
+    With a `channel`, over TLS with its key, to whoever claims the agent first.
+    """
     config = uvicorn.Config(
-        application(service),
+        application(service, remote=channel is not None),
         lifespan="off",
         log_level="warning",
         access_log=False,
         server_header=False,
         timeout_graceful_shutdown=5,
     )
+    config.load()
+    if channel is not None:
+        config.ssl = channel.context()
     try:
         uvicorn.Server(config).run(sockets=[listener])
     finally:

@@ -5,6 +5,7 @@ it said so far, what it says from now on, and the record that it made. So a call
 broke, or a task that is retried, changes nothing.
 """
 
+import secrets
 import threading
 import time
 from collections.abc import Iterator, Mapping
@@ -13,13 +14,23 @@ from pathlib import Path
 from typing import Any
 
 import aicert
-from aicert import oms
+from aicert import log, oms
 from aicert.agent.ca import Identity
+from aicert.agent.channel import Attestation, ChannelKey, NotMeasuredError, binding
 from aicert.agent.engine import Engine
-from aicert.agent.run import NotEnrolledError, Paths, Run, RunError, StepOrderError
-from aicert.agent.tpm import Ak, Algorithm, Tpm
+from aicert.agent.run import (
+    QUOTED_PCRS,
+    NotEnrolledError,
+    Paths,
+    Run,
+    RunError,
+    StepOrderError,
+)
+from aicert.agent.tpm import Ak, Algorithm, Quote, Tpm
 from aicert.certificate import CpuReport
 from aicert.errors import Error, InternalError
+from aicert.events import PCR_CHANNEL
+from aicert.manifest import check_path
 
 MAX_MESSAGES = 100_000
 """The most messages kept of one step, for those who join late; the log's file has all of it."""
@@ -99,8 +110,16 @@ class Service:
         ak_chain: tuple[bytes, ...] = (),
         boot_event_log: bytes | None = None,
         cpu_report: CpuReport | None = None,
+        channel: ChannelKey | None = None,
     ) -> None:
-        """Serve the TPM; make an attestation key unless one is given with its chain."""
+        """Serve the TPM; make an attestation key unless one is given with its chain.
+
+        With a `channel` its key is measured now, and the run's baseline is quoted just before: so
+        the log of the run, which begins with that key, leads from the one quote to the other.
+
+        Raises:
+            NotMeasuredError: something was measured into the channel's PCR before.
+        """
         self._tpm = tpm
         self._state = state
         self._engine = engine
@@ -112,6 +131,46 @@ class Service:
         self._run: Run | None = None
         self._steps: dict[str, Step] = {}
         self._spent = False
+        self._channel = channel
+        self._baseline: Quote | None = None
+        if channel is not None:
+            self._baseline = self._measure_channel(channel)
+
+    def _measure_channel(self, channel: ChannelKey) -> Quote:
+        baseline = self._tpm.quote(self._ak, secrets.token_bytes(32), QUOTED_PCRS)
+        if any(baseline.pcrs[PCR_CHANNEL]):
+            raise NotMeasuredError(
+                f"PCR {PCR_CHANNEL} is not free for the key of this agent's channel",
+                got=baseline.pcrs[PCR_CHANNEL],
+                expected="zero: one agent a boot",
+                advice="boot the machine anew",
+            )
+        self._tpm.extend(PCR_CHANNEL, log.Record.of(channel.event).digest)
+        return baseline
+
+    def attest(self, nonce: bytes) -> Attestation:
+        """Have the TPM say, for a caller's nonce, whose channel this is and what was booted."""
+        assert self._channel is not None
+        quote = self._tpm.quote(self._ak, binding(nonce, self._channel.spki), QUOTED_PCRS)
+        return Attestation(quote.message, quote.signature, quote.pcrs, self._boot_event_log)
+
+    @property
+    def received(self) -> Path:
+        """The folder of what the caller sent: the relative paths of the spec start there."""
+        return self._state / "received"
+
+    def receive(self, name: str) -> Path:
+        """Return where a file that the caller sends goes: `name` is a relative path of the spec.
+
+        Raises:
+            StepOrderError: the run has begun.
+            PathError: the name leaves the folder, or could not be certified.
+        """
+        with self._lock:
+            self._refuse_after_start("send files")
+            path = self.received / check_path(name)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            return path
 
     # -- enrolment -------------------------------------------------------------------------------
 
@@ -199,6 +258,11 @@ class Service:
                 )
             if name != Run.STEPS[0]:
                 raise StepOrderError("the run has not begun", got=name, expected=Run.STEPS[0])
+            started: dict[str, Any] = {}
+            if self._channel is not None:
+                started["baseline"] = self._baseline
+                started["records"] = [log.Record.of(self._channel.event)]
+                started["base"] = self.received
             self._run = Run(
                 id=run_id,
                 tpm=self._tpm,
@@ -208,6 +272,7 @@ class Service:
                 make_engine=lambda directory: Engine.detect(directory, prefer=self._engine),
                 boot_event_log=self._boot_event_log,
                 cpu_report=self._cpu_report,
+                **started,
             )
         if self._run.id != run_id:
             raise BusyError(
