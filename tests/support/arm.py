@@ -1,0 +1,453 @@
+"""A stand-in for Azure Resource Manager: the wire, the rules that we rely on, and faults on demand.
+
+It speaks TLS and the protocol of long-running operations (201 or 202, Azure-AsyncOperation,
+Location, Retry-After), deletes what a machine was made with as `deleteOption` says, leaves a
+machine behind where an allocation fails, and holds every request against Microsoft's own schema,
+made strict. What it does not know is a violation, and fails the test. It is not Azure: what only
+Azure knows (which sizes there are, how long things take, what it refuses) is scripted by the tests.
+"""
+
+import gzip
+import json
+import re
+import socket
+import threading
+import urllib.parse
+import uuid
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from functools import cache
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+from azure.core.credentials import AccessToken
+
+from tests.support.tls import Loopback
+
+SCHEMA = Path(__file__).parent / "arm_schemas" / "Microsoft.Compute-2025-11-01.json.gz"
+SUBSCRIPTION = "0b1f6471-1bf0-4dda-aec3-cb9272f09590"
+GROUP = "trainings"
+PREFIX = f"/subscriptions/{SUBSCRIPTION}/resourceGroups/{GROUP}/providers"
+SUBNET = f"{PREFIX}/Microsoft.Network/virtualNetworks/net/subnets/runs"
+IMAGE = f"{PREFIX}/Microsoft.Compute/galleries/gal/images/aicert/versions/1.0.0"
+TOKEN = "a-token-of-the-worker"
+
+VM = "microsoft.compute/virtualmachines"
+
+
+@cache
+def virtual_machine() -> dict[str, Any]:
+    """Return what Microsoft's schema says of a virtual machine alone, made strict.
+
+    Without descriptions and template expressions, nothing may be there that it does not name, and
+    any size will do: the list of sizes is older than most of them.
+    """
+    original = json.loads(gzip.decompress(SCHEMA.read_bytes()))
+    definitions = original["definitions"]
+    machine = original["resourceDefinitions"]["virtualMachines"]
+    machine = {**machine, "properties": {**machine["properties"]}}
+    del machine["properties"]["resources"]
+    needed: set[str] = set()
+    pending = list(_references(machine))
+    while pending:
+        if (name := pending.pop()) not in needed:
+            needed.add(name)
+            pending += _references(definitions[name])
+    made: dict[str, Any] = _strict(machine)
+    made["definitions"] = {name: _strict(definitions[name]) for name in sorted(needed)}
+    made["definitions"]["HardwareProfile"]["properties"]["vmSize"] = {"type": "string"}
+    # Name, type and version stand in the address of the request.
+    made["required"] = ["properties", "location"]
+    for name in ("name", "type", "apiVersion"):
+        del made["properties"][name]
+    return made
+
+
+def _references(value: Any) -> Iterator[str]:
+    if isinstance(value, dict):
+        for key, item in value.items():
+            if key == "$ref" and item.startswith("#/definitions/"):
+                yield item.removeprefix("#/definitions/")
+            else:
+                yield from _references(item)
+    elif isinstance(value, list):
+        for item in value:
+            yield from _references(item)
+
+
+def _strict(schema: Any) -> Any:
+    if isinstance(schema, list):
+        return [_strict(item) for item in schema]
+    if not isinstance(schema, dict):
+        return schema
+    if "oneOf" in schema:
+        kept = [item for item in schema["oneOf"] if "expression" not in item.get("$ref", "")]
+        if len(kept) == 1:
+            return _strict(kept[0])
+    made = {
+        key: {name: _strict(item) for name, item in value.items()}
+        if key == "properties"
+        else _strict(value)
+        for key, value in schema.items()
+        if key != "description"
+    }
+    if made.get("type") == "object":
+        made.setdefault("additionalProperties", False)
+    return made
+
+
+class Credential:
+    """A token for the stand-in, as azure-identity would get one."""
+
+    def __init__(self, token: str = TOKEN) -> None:
+        self.token = token
+        self.scopes: set[str] = set()
+
+    def get_token(self, *scopes: str, **_: Any) -> AccessToken:
+        self.scopes.update(scopes)
+        return AccessToken(self.token, 1 << 40)
+
+
+@dataclass
+class Fault:
+    """What is answered instead, `times` over, to requests that match; `after` doing what they ask.
+
+    `status` None breaks the connection off.
+    """
+
+    method: str
+    path: str
+    status: int | None
+    code: str = ""
+    message: str = ""
+    times: int = 1
+    after: bool = False
+    headers: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass
+class Operation:
+    """A long-running operation: how many more looks at it, or at a machine, it lasts; its end."""
+
+    looks: int
+    end: Callable[[], dict[str, Any] | None]
+    outcome: dict[str, Any] | None = None
+
+    def advance(self) -> None:
+        self.looks -= 1
+        if self.looks == 0:
+            self.outcome = self.end()
+
+
+class Arm:
+    """The stand-in. `resources` are by id in lower case; `requests` are (method, path)."""
+
+    def __init__(self, files: Loopback) -> None:
+        self.resources: dict[str, dict[str, Any]] = {}
+        self.requests: list[tuple[str, str]] = []
+        self.violations: list[str] = []
+        self.faults: list[Fault] = []
+        self.allocation_fails: tuple[str, str] | None = None
+        self.looks = 1
+        self.skus: list[dict[str, Any]] = []
+        self.usages: list[dict[str, Any]] = []
+        self._operations: dict[str, Operation] = {}
+        self._schema = jsonschema.Draft4Validator(virtual_machine())
+        self._lock = threading.RLock()
+        for place in (SUBNET, IMAGE):
+            self.resources[place.lower()] = {"id": place, "name": place.rpartition("/")[2]}
+        arm = self
+
+        class Handler(BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.1"
+
+            def _any(self) -> None:
+                length = int(self.headers.get("Content-Length") or 0)
+                arm._serve(self, self.rfile.read(length))
+
+            do_GET = do_PUT = do_DELETE = do_POST = do_PATCH = do_HEAD = _any  # noqa: N815
+
+            def log_message(self, *_: object) -> None:
+                pass
+
+        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self._server.socket = files.context().wrap_socket(self._server.socket, server_side=True)
+        self.url = f"https://127.0.0.1:{self._server.server_address[1]}"
+        threading.Thread(target=self._server.serve_forever, daemon=True).start()
+
+    def close(self) -> None:
+        self._server.shutdown()
+        self._server.server_close()
+
+    def of_type(self, kind: str) -> list[dict[str, Any]]:
+        """What there is of a type, such as `networkInterfaces`."""
+        return [item for key, item in self.resources.items() if f"/{kind.lower()}/" in key]
+
+    def left(self) -> list[str]:
+        """The ids of what there is besides the network and the image."""
+        return sorted(self.resources.keys() - {SUBNET.lower(), IMAGE.lower()})
+
+    # -- requests --------------------------------------------------------------------------------
+
+    def _serve(self, handler: BaseHTTPRequestHandler, body: bytes) -> None:
+        path, _, query = handler.path.partition("?")
+        path = urllib.parse.unquote(path)
+        with self._lock:
+            self.requests.append((handler.command, path))
+            fault = next(
+                (f for f in self.faults if f.method == handler.command and re.search(f.path, path)),
+                None,
+            )
+            if fault is not None:
+                fault.times -= 1
+                if not fault.times:
+                    self.faults.remove(fault)
+                if not fault.after:
+                    return self._fail(handler, fault)
+            status, headers, answer = self._answer(handler, path, query, body)
+            if fault is not None:
+                return self._fail(handler, fault)
+        return _send(handler, status, headers, answer)
+
+    @staticmethod
+    def _fail(handler: BaseHTTPRequestHandler, fault: Fault) -> None:
+        if fault.status is None:
+            handler.close_connection = True
+            handler.connection.shutdown(socket.SHUT_RDWR)
+            return
+        _send(handler, fault.status, fault.headers, _error(fault.code, fault.message))
+
+    def _answer(
+        self, handler: BaseHTTPRequestHandler, path: str, query: str, body: bytes
+    ) -> tuple[int, dict[str, str], Any]:
+        if handler.headers.get("Authorization") != f"Bearer {TOKEN}":
+            return 401, {}, _error("InvalidAuthenticationToken", "the access token is invalid")
+        parameters = dict(urllib.parse.parse_qsl(query))
+        if path.startswith("/operations/"):
+            return self._look(path)
+        if not re.fullmatch(r"\d{4}-\d{2}-\d{2}", parameters.get("api-version", "")):
+            return self._violation(400, f"no api-version: {handler.command} {path}")
+        if handler.command in ("PUT", "PATCH", "POST"):
+            if handler.headers.get("Content-Type", "").partition(";")[0] != "application/json":
+                return self._violation(415, f"not JSON: {path}")
+            value = json.loads(body)
+        else:
+            value = None
+        root = f"/subscriptions/{SUBSCRIPTION}".lower()
+        lower = path.lower()
+        if not lower.startswith(root):
+            return 404, {}, _error("SubscriptionNotFound", "the subscription could not be found")
+        group = f"{root}/resourcegroups/{GROUP}".lower()
+        listed = {
+            f"{root}/providers/microsoft.compute/skus": self.skus,
+            f"{root}/providers/microsoft.compute/locations/westeurope/usages": self.usages,
+            f"{group}/resources": [self._listed(i, parameters) for i in self.resources.values()],
+        }
+        if handler.command == "GET" and lower in listed:
+            return 200, {}, {"value": listed[lower]}
+        if lower == group and handler.command == "GET":
+            return 200, {}, {"id": path, "name": GROUP, "location": "westeurope"}
+        if not lower.startswith(f"{group}/providers/"):
+            return 404, {}, _error("ResourceGroupNotFound", f"the group of {path}")
+        if handler.command == "GET":
+            if type_of(path) == VM:  # time passes, whether anybody knows of the operation or not
+                for operation in list(self._operations.values()):
+                    operation.advance()
+            found = self.resources.get(lower)
+            if found is None:
+                return 404, {}, _error("ResourceNotFound", f"{path} was not found")
+            return 200, {}, found
+        if handler.command == "PUT":
+            return self._put(handler, path, value)
+        if handler.command == "DELETE":
+            return self._delete(path)
+        return self._violation(405, f"{handler.command} {path}")
+
+    @staticmethod
+    def _listed(item: dict[str, Any], parameters: dict[str, str]) -> dict[str, Any]:
+        kept = {key: item.get(key) for key in ("id", "name", "type", "location", "tags")}
+        if "tag" in parameters.get("$filter", ""):
+            del kept["tags"]  # as Azure does
+        return kept
+
+    def _violation(self, status: int, text: str) -> tuple[int, dict[str, str], Any]:
+        self.violations.append(text)
+        return status, {}, _error("BadRequest", text)
+
+    def _put(
+        self, handler: BaseHTTPRequestHandler, path: str, value: Any
+    ) -> tuple[int, dict[str, str], Any]:
+        kind = type_of(path)
+        if kind == "microsoft.devtestlab/schedules":
+            return self._put_schedule(path, value)
+        if kind != VM:
+            return self._violation(400, f"PUT {path}")
+        problems = [
+            f"{'/'.join(map(str, error.path))}: {error.message}"
+            for error in self._schema.iter_errors(value)
+        ]
+        if problems:
+            return self._violation(400, f"PUT {path}: {'; '.join(problems)}")
+        old = self.resources.get(path.lower())
+        if old is not None and handler.headers.get("If-None-Match") == "*":
+            return 412, {}, _error("PreconditionFailed", "the resource already exists")
+        if old is not None:
+            return self._violation(409, f"PUT over what is there: {path}")
+        machine = self._make(path, value)
+        return 201, self._begin(lambda: self._made(machine)), machine
+
+    def _make(self, path: str, value: dict[str, Any]) -> dict[str, Any]:
+        """Make the machine, its disk, its interfaces and their addresses."""
+        machine = self._add(path, VM, value)
+        machine["properties"]["provisioningState"] = "Creating"
+        network = machine["properties"]["networkProfile"]
+        made = []
+        for number, wanted in enumerate(network.pop("networkInterfaceConfigurations")):
+            inner = wanted["properties"]
+            # Azure gives the interface a name of its own.
+            name = f"{wanted['name']}-{uuid.uuid4().hex[:8]}"
+            nic = f"{PREFIX}/Microsoft.Network/networkInterfaces/{name}"
+            address = inner["ipConfigurations"][0]["properties"]
+            ip: dict[str, Any] = {"privateIPAddress": f"10.0.0.{4 + number}"}
+            if public := address.get("publicIPAddressConfiguration"):
+                place = f"{PREFIX}/Microsoft.Network/publicIPAddresses/{public['name']}"
+                self._add(place, "Microsoft.Network/publicIPAddresses", public)
+                self.resources[place.lower()]["properties"]["ipAddress"] = "192.0.2.7"
+                self.resources[place.lower()]["deleteWith"] = public["properties"].get(
+                    "deleteOption"
+                )
+                ip["publicIPAddress"] = {"id": place}
+            self._add(nic, "Microsoft.Network/networkInterfaces", {"tags": wanted.get("tags", {})})
+            self.resources[nic.lower()]["properties"] = {
+                "ipConfigurations": [{"name": "ip", "properties": ip}]
+            }
+            self.resources[nic.lower()]["deleteWith"] = inner.get("deleteOption")
+            made.append({"id": nic, "properties": {"deleteOption": inner.get("deleteOption")}})
+        network["networkInterfaces"] = made
+        disk = machine["properties"]["storageProfile"]["osDisk"]
+        place = f"{PREFIX}/Microsoft.Compute/disks/{disk['name']}"
+        self._add(place, "Microsoft.Compute/disks", {})
+        self.resources[place.lower()]["deleteWith"] = disk.get("deleteOption")
+        return machine
+
+    def _made(self, machine: dict[str, Any]) -> dict[str, Any] | None:
+        if self.allocation_fails is None:
+            machine["properties"]["provisioningState"] = "Succeeded"
+            return None
+        code, message = self.allocation_fails
+        machine["properties"]["provisioningState"] = "Failed"
+        status = {"code": f"ProvisioningState/failed/{code}", "message": message, "level": "Error"}
+        machine["properties"]["instanceView"] = {"statuses": [status]}
+        return {"code": code, "message": message}
+
+    def _put_schedule(self, path: str, value: Any) -> tuple[int, dict[str, str], Any]:
+        wanted = {
+            "status": r"Enabled",
+            "taskType": r"ComputeVmShutdownTask",
+            "timeZoneId": r"UTC",
+            "targetResourceId": rf"{PREFIX}/Microsoft\.Compute/virtualMachines/[\w-]+",
+        }
+        inner = value["properties"]
+        target = str(inner["targetResourceId"])
+        if (
+            value.keys() - {"location", "tags", "properties"}
+            or inner.keys() - {*wanted, "dailyRecurrence", "notificationSettings"}
+            or not all(re.fullmatch(form, inner[name]) for name, form in wanted.items())
+            or not re.fullmatch(r"([01]\d|2[0-3])[0-5]\d", inner["dailyRecurrence"]["time"])
+            or path.rpartition("/")[2] != f"shutdown-computevm-{target.rpartition('/')[2]}"
+        ):
+            return self._violation(400, f"a schedule that is none: {value}")
+        if target.lower() not in self.resources:
+            return 400, {}, _error("BadRequest", "the schedule's machine does not exist")
+        return 201, {}, self._add(path, "Microsoft.DevTestLab/schedules", value)
+
+    def _add(self, path: str, kind: str, value: dict[str, Any]) -> dict[str, Any]:
+        made = {
+            "id": path,
+            "name": path.rpartition("/")[2],
+            "type": kind,
+            "location": value.get("location", "westeurope"),
+            "tags": value.get("tags", {}),
+            "properties": json.loads(json.dumps(value.get("properties", {}))),
+        }
+        self.resources[path.lower()] = made
+        return made
+
+    def _delete(self, path: str) -> tuple[int, dict[str, str], Any]:
+        found = self.resources.get(path.lower())
+        if found is None:
+            return 204, {}, None
+        if type_of(path) == VM:
+            found["properties"]["provisioningState"] = "Deleting"
+            return 202, self._begin(lambda: self._deleted(path)), None
+        holders = [item for item in self.of_type("virtualMachines") if path in json.dumps(item)]
+        if holders:
+            return 409, {}, _error("NicInUse", f"{path} is in use")
+        del self.resources[path.lower()]
+        return 200, {}, None
+
+    def _deleted(self, path: str) -> None:
+        machine = self.resources.pop(path.lower(), None)
+        if machine is None:
+            return
+        profile = machine["properties"]["networkProfile"]["networkInterfaces"]
+        for nic in (self.resources[item["id"].lower()] for item in profile):
+            if nic["deleteWith"] == "Delete":
+                del self.resources[nic["id"].lower()]
+                for ip in nic["properties"]["ipConfigurations"]:
+                    public = ip["properties"].get("publicIPAddress")
+                    if public and self.resources[public["id"].lower()]["deleteWith"] == "Delete":
+                        del self.resources[public["id"].lower()]
+        disk = machine["properties"]["storageProfile"]["osDisk"]
+        if disk.get("deleteOption") == "Delete":
+            del self.resources[f"{PREFIX}/Microsoft.Compute/disks/{disk['name']}".lower()]
+
+    # -- long-running operations ------------------------------------------------------------------
+
+    def _begin(self, end: Callable[[], dict[str, Any] | None]) -> dict[str, str]:
+        name = uuid.uuid4().hex
+        self._operations[name] = Operation(self.looks, end)
+        place = f"{self.url}/operations/{name}?api-version=2025-11-01"
+        return {
+            "Azure-AsyncOperation": place,
+            "Location": f"{place}&result=1",
+            "Retry-After": "0",
+        }
+
+    def _look(self, path: str) -> tuple[int, dict[str, str], Any]:
+        operation = self._operations.get(path.rpartition("/")[2])
+        if operation is None:
+            return self._violation(404, f"there is no operation {path}")
+        operation.advance()
+        if operation.looks > 0:
+            return 200, {"Retry-After": "0"}, {"status": "InProgress"}
+        if operation.outcome is not None:
+            # A failed operation is a good answer: the status is 200.
+            return 200, {}, {"status": "Failed", "error": operation.outcome}
+        return 200, {}, {"status": "Succeeded"}
+
+
+def type_of(path: str) -> str:
+    """The type that a resource's id names, in lower case."""
+    provider, *rest = path.rpartition("/providers/")[2].lower().split("/")
+    return "/".join([provider, *rest[::2]])
+
+
+def _error(code: str, message: str) -> dict[str, Any]:
+    return {"error": {"code": code, "message": message}}
+
+
+def _send(
+    handler: BaseHTTPRequestHandler, status: int, headers: dict[str, str], value: Any
+) -> None:
+    data = b"" if value is None else json.dumps(value).encode()
+    handler.send_response(status)
+    for name, text in headers.items():
+        handler.send_header(name, text)
+    if data:
+        handler.send_header("Content-Type", "application/json; charset=utf-8")
+    handler.send_header("Content-Length", str(len(data)))
+    handler.end_headers()
+    handler.wfile.write(data)
