@@ -10,7 +10,7 @@ again and demands equal bytes.
 
 import base64
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from cryptography.hazmat.primitives.asymmetric import ec
 
@@ -146,7 +146,9 @@ def check(data: bytes, verdict: Verdict) -> SigningKey:
     )
     reader.done()
 
-    # The key is in the TPM that signed the certificate, in the same boot, and meant for it.
+    # The key is in the TPM that signed the certificate, in the same boot, and meant for it: as the
+    # run made it, since a timestamp may have been added since, which gives the file another digest.
+    made = replace(verdict.certificate, timestamp=None).digest
     said = tpm2.parse_certified(key.message)
     if not tpm2.parse_signature(key.signature).verify(verdict.ak, key.message):
         raise ModelSignatureError("the attestation key has not certified the signing key")
@@ -156,15 +158,15 @@ def check(data: bytes, verdict: Verdict) -> SigningKey:
         raise ModelSignatureError("the signing key was certified in another boot than the run's")
     if said.name != tpm2.parse_public(key.public).name:
         raise ModelSignatureError("the attestation key has certified another key")
-    if said.extra_data != bytes.fromhex(verdict.certificate_digest):
+    if said.extra_data != bytes.fromhex(made):
         raise ModelSignatureError(
             "the model signature belongs to another certificate",
             got=said.extra_data,
-            expected=verdict.certificate_digest,
+            expected=made,
         )
     # It signed what follows from the certificate, and the bundle is written in one way.
     keys.verify(key.key, signature, dsse.pae(signed))
-    if payload(verdict.certificate_digest, verdict.run, key) != signed:
+    if payload(made, verdict.run, key) != signed:
         raise ModelSignatureError("the model signature says something else than the certificate")
     if bundle(signed, key, signature) != data:
         raise ModelSignatureError("the model signature holds something besides what was signed")

@@ -16,7 +16,7 @@ import pytest
 from click.testing import CliRunner, Result
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from aicert import canonical, keys, oms
+from aicert import canonical, keys, oms, timestamp
 from aicert.agent import machine
 from aicert.agent.machine import MachineConfig
 from aicert.agent.run import Run
@@ -27,6 +27,7 @@ from aicert.trust import TrustStore
 from aicert.verify import Assurance, Verdict, verify
 from examples.images import tiny
 from tests.support.forger import public_area
+from tests.support.tsa import OPENSSL, Tsa
 
 pytestmark = pytest.mark.skipif(
     os.geteuid() != 0, reason="machines need namespaces and containers: run the tests as root"
@@ -169,7 +170,8 @@ def refused(made: Made, data: bytes, match: str) -> None:
 
 
 def test_the_signature_of_another_run_is_refused(made: Made) -> None:
-    other = dataclasses.replace(made.verdict, certificate_digest="00" * 32)
+    certificate = dataclasses.replace(made.verdict.certificate, keyid="00" * 32)
+    other = dataclasses.replace(made.verdict, certificate=certificate)
     with pytest.raises(oms.ModelSignatureError, match="belongs to another certificate"):
         oms.check(made.signature.read_bytes(), other)
 
@@ -239,3 +241,17 @@ def test_an_altered_signature_makes_the_command_fail(made: Made) -> None:
 def test_a_key_needs_a_signature(made: Made) -> None:
     arguments = ["verify", str(made.certificate), "--signature-key", "k"]
     assert CliRunner().invoke(main, arguments).exit_code == 2
+
+
+@pytest.mark.skipif(OPENSSL is None, reason="the program openssl is not installed")
+def test_a_timestamp_that_is_added_later_takes_the_signature_from_nobody(
+    run: Made, tmp_path: Path
+) -> None:
+    tsa = Tsa(tmp_path / "tsa")
+    certificate = run.verdict.certificate
+    request = timestamp.make_request(certificate)
+    stamped = timestamp.attach(certificate, request, tsa.answer(request.der), [tsa.root])
+    path = tmp_path / "certificate.json"
+    path.write_bytes(stamped.encode())
+    done = dataclasses.replace(run, certificate=path).aicert("--timestamp-root", str(tsa.root_file))
+    assert done.exit_code == 0, done.output

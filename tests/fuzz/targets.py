@@ -27,8 +27,10 @@ from aicert import (
     canonical,
     card,
     certificate,
+    dsse,
     log,
     manifest,
+    oms,
     policy_file,
     reference,
     statement,
@@ -550,6 +552,48 @@ def plain(shown: str) -> None:
 target("verify-signed", run_verify_signed, lambda: [good()[0].encode()], signed_mutant)
 
 
+@cache
+def model_signature() -> tuple[verifier.Verdict, oms.SigningKey, bytes]:
+    """A verdict, the key that signs for it, and the model.sig."""
+    made = forgers()[0]
+    data = good()[0].encode()
+    verdict = verifier.verify(data, trust=_fixed_trust(), least=verifier.Assurance.SIMULATED)
+    attributes = forger.AK_ATTRIBUTES & ~forger.RESTRICTED
+    public = forger.public_area(ecc_key(4), attributes)
+    name = tpm2.parse_public(public).name
+    attest = forger.Attest(hashlib.sha256(data).digest(), b"", b"", type=0x8017).encode()[:-2]
+    message = attest + forger.tpm2b(name) + forger.tpm2b(name)
+    key = oms.SigningKey(public, message, forger.sign_tpm(made.key, message))
+    statement_ = oms.payload(hashlib.sha256(data).hexdigest(), verdict.run, key)
+    return verdict, key, _model_signed(statement_)
+
+
+def _model_signed(payload: bytes) -> bytes:
+    key = oms.SigningKey(forger.public_area(ecc_key(4), forger.SIGN | 0x32), b"", b"")
+    return oms.bundle(payload, key, forger.sign_dsse(ecc_key(4), dsse.pae(payload)))
+
+
+def run_model_signature(data: bytes) -> None:
+    verdict, _, known = model_signature()
+    oms.check(data, verdict)
+    payloads = [json.loads(item)["dsseEnvelope"]["payload"] for item in (data, known)]
+    assert payloads[0] == payloads[1]  # the signature's numbers differ from one to the next
+
+
+def model_signature_mutant(random: Random, data: bytes) -> bytes:
+    """Change the bundle, or the statement in it and sign that anew."""
+    if random.random() < 0.4:
+        return mutate.document(random, data)
+    try:
+        payload = base64.b64decode(json.loads(data)["dsseEnvelope"]["payload"])
+    except (ValueError, KeyError, TypeError):
+        return mutate.document(random, data)
+    return _model_signed(mutate.document(random, payload))
+
+
+target("oms", run_model_signature, lambda: [model_signature()[2]], model_signature_mutant)
+
+
 def run_card(data: bytes) -> None:
     made = certificate.Certificate.parse(data)
     plain(card.text(made))
@@ -645,12 +689,22 @@ def reference_seeds() -> list[bytes]:
 target("reference", run_reference, reference_seeds, mutate.document)
 
 
+@cache
+def stamped() -> tuple[timestamp.Stamp, list[x509.Certificate]]:
+    """What the real token says, and the root that it chains to."""
+    root = x509.load_der_x509_certificate((HERE / "timestamp" / "root.der").read_bytes())
+    token = (HERE / "timestamp" / "token.der").read_bytes()
+    return timestamp.verify(token, b"stamped", [root]), [root]
+
+
 def run_timestamp(data: bytes) -> None:
-    timestamp.verify(data, b"stamped", [])
+    known, roots = stamped()
+    # What may change is a certificate beside the signer's, such as the copy of the root.
+    assert timestamp.verify(data, b"stamped", roots) == known
 
 
 def timestamp_seeds() -> list[bytes]:
-    """The skeleton of a token; only the parts that we read ourselves matter here."""
+    """A real token, by `openssl ts`; and the skeleton of one."""
     sha256 = tlv(0x30, tlv(0x06, bytes.fromhex("608648016503040201")) + tlv(0x05, b""))
     info = tlv(0x30, tlv(2, b"\1") + tlv(6, b"\x2a\3") + tlv(0x30, sha256 + tlv(4, bytes(32)))
                + tlv(2, b"\1") + tlv(0x18, b"20260501120000Z"))  # fmt: skip
@@ -659,7 +713,10 @@ def timestamp_seeds() -> list[bytes]:
                  + tlv(0xA0, b"") + sha256 + tlv(4, bytes(64)))  # fmt: skip
     signed = tlv(0x30, tlv(2, b"\3") + tlv(0x31, sha256) + inner
                  + tlv(0xA0, forgers()[0].chain[0]) + tlv(0x31, signer))  # fmt: skip
-    return [tlv(0x30, tlv(6, bytes.fromhex("2a864886f70d010702")) + tlv(0xA0, signed))]
+    return [
+        (HERE / "timestamp" / "token.der").read_bytes(),
+        tlv(0x30, tlv(6, bytes.fromhex("2a864886f70d010702")) + tlv(0xA0, signed)),
+    ]
 
 
 target("timestamp", run_timestamp, timestamp_seeds, mutate.der,
