@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 ROOT := $(if $(filter 0,$(shell id -u)),,sudo -E)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-test demo test lint format lock image-demo corpus fuzz bench-verify clean
+.PHONY: help setup setup-test demo test lint format lock image-demo corpus fuzz bench clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -62,5 +62,6 @@ fuzz: setup ## fuzz every parser (RUNS=… JOBS=… FUZZ="target …" ENGINE=ath
 	$(if $(filter atheris,$(ENGINE)),$(BIN)/python -m pip install --quiet atheris==3.0.0)
 	$(BIN)/python -m tests.fuzz --runs $(RUNS) --jobs $(JOBS) --engine $(ENGINE) $(FUZZ)
 
-bench-verify: setup ## measure the verifier (benchmarks/results/verify.md)
-	$(BIN)/python -m benchmarks.verify
+bench: setup-test ## measure everything beside its peers (SUITES="hashing …" BENCH=--quick)
+	deployments/setup/system.sh deployments/setup/packages-bench.txt
+	$(ROOT) $(BIN)/python -m benchmarks $(SUITES) $(BENCH)

@@ -10,6 +10,7 @@ import hashlib
 import os
 import stat
 import unicodedata
+from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -29,6 +30,8 @@ MAX_PATH = 1024
 """The longest path, in UTF-8 bytes."""
 
 _CHUNK = 1 << 20
+_SMALL = 64 << 10
+_AHEAD = 16
 _MAX_DEPTH = 64
 
 
@@ -275,24 +278,49 @@ def hash_file(path: Path | str, progress: Callable[[int], None] | None = None) -
         LinkError: it is not a regular file.
         ManifestError: it cannot be read.
     """
+    return _hash_open(_open(path), path, progress)
+
+
+def _open(path: Path | str) -> int:
     try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+        return os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     except OSError as error:
         kind = LinkError if os.path.islink(path) else ManifestError
         raise kind("a file cannot be read", got=f"{path}: {error.strerror}") from error
-    with open(descriptor, "rb", buffering=0) as stream:
-        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+
+
+def _open_ahead(path: str) -> int:
+    """Open a file and have the system read it while we do something else."""
+    descriptor = _open(path)
+    try:
+        if hasattr(os, "posix_fadvise"):  # not on macOS
+            os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_WILLNEED)
+    except OSError:
+        pass  # what is wrong with it is said when it is read
+    return descriptor
+
+
+def _hash_open(
+    descriptor: int, path: Path | str, progress: Callable[[int], None] | None
+) -> tuple[int, str]:
+    """Hash an open file, as `hash_file`, and close it."""
+    try:
+        status = os.fstat(descriptor)
+        if not stat.S_ISREG(status.st_mode):
             raise LinkError("this is not a regular file", got=path)
         digest = hashlib.sha256()
         size = 0
         # 1 MiB keeps the SHA unit busy; hashlib releases the GIL, so threads scale with the cores.
-        buffer = bytearray(_CHUNK)
+        # For a small file no more is taken than it needs, and one byte to see it grow.
+        buffer = bytearray(min(status.st_size + 1, _CHUNK))
         view = memoryview(buffer)
-        while count := stream.readinto(buffer):
+        while count := os.readv(descriptor, [buffer]):
             digest.update(view[:count])
             size += count
             if progress is not None:
                 progress(count)
+    finally:
+        os.close(descriptor)
     return size, digest.hexdigest()
 
 
@@ -306,7 +334,7 @@ def scan(
 
     Args:
         directory: the tree; links anywhere in it are refused.
-        jobs: threads to hash with; by default one for each core, at most 16.
+        jobs: threads to hash large files with; by default one for each core, at most 16.
         progress: called with each number of bytes hashed, from several threads.
 
     Raises:
@@ -326,20 +354,35 @@ def hash_files(
     """Hash the files of a `listing` made by `walk`; otherwise as `scan`."""
     base = os.fspath(directory)
 
-    def one(item: tuple[str, int]) -> File:
+    def found(item: tuple[str, int], result: tuple[int, str]) -> File:
         path, expected = item
-        size, sha256 = hash_file(os.path.join(base, path), progress)
+        size, sha256 = result
         if size != expected:
             raise ChangedError("a file changed while it was read", got=path)
         return File(path, size, sha256)
 
-    workers = jobs or min(16, os.cpu_count() or 1)
-    if workers == 1 or len(listing) < 2:
-        return Manifest.of([one(item) for item in listing])
+    def one(item: tuple[str, int]) -> File:
+        return found(item, hash_file(f"{base}/{item[0]}", progress))
+
+    def ahead(items: Iterator[tuple[str, int]]) -> Iterator[File]:
+        opened: deque[tuple[tuple[str, int], int]] = deque()
+        try:
+            while True:
+                while len(opened) < _AHEAD and (item := next(items, None)):
+                    opened.append((item, _open_ahead(f"{base}/{item[0]}")))
+                if not opened:
+                    return
+                item, descriptor = opened.popleft()
+                yield found(item, _hash_open(descriptor, item[0], progress))
+        finally:
+            for _, descriptor in opened:
+                os.close(descriptor)
+
     # Large files first, so that the last one does not run alone.
-    order = sorted(listing, key=lambda item: -item[1])
-    chunk = max(1, min(64, len(order) // (workers * 8)))
-    batches = [order[i : i + chunk] for i in range(0, len(order), chunk)]
-    with ThreadPoolExecutor(workers) as pool:
-        done = pool.map(lambda batch: [one(item) for item in batch], batches)
-        return Manifest.of([file for batch in done for file in batch])
+    large = sorted((i for i in listing if i[1] >= _SMALL), key=lambda item: -item[1])
+    # Small ones take less time to hash than threads to pass the GIL on: this thread does them all,
+    # while the system already reads the next ones.
+    small = (item for item in listing if item[1] < _SMALL)
+    with ThreadPoolExecutor(jobs or min(16, os.cpu_count() or 1)) as pool:
+        hashed = pool.map(one, large)
+        return Manifest.of([*ahead(small), *hashed])

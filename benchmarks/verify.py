@@ -1,171 +1,144 @@
-"""Measure the verifier: `python -m benchmarks.verify`, or `make bench-verify`.
+"""Verifying: one certificate cold, many in one process, with large weights, and a whole store.
 
-Three things: a cold `aicert verify` of a small certificate with its folder (wall, peak memory); the
-same folder checked by `model_signing verify key`, in turns with it; verifications a second in one
-process on one core. Prints a table and writes `results/verify.md`.
+The peer is OpenSSF's `model_signing verify` on the same folder. The two prove different things:
+`model_signing` one signature over the folder, `aicert` the chain, two quotes, the log and the
+statement besides. Rates in one process are by the processor's time.
 """
 
-import argparse
 import os
-import platform
-import statistics
-import subprocess
-import sys
-import tempfile
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
-from datetime import UTC, datetime
+import uuid
+from collections.abc import Callable
+from dataclasses import replace
+from hashlib import sha256
 from pathlib import Path
 
-from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.hazmat.primitives.serialization import (
-    Encoding,
-    NoEncryption,
-    PrivateFormat,
-    PublicFormat,
-)
-
-import aicert
+from aicert import events
+from aicert.manifest import scan
 from aicert.trust import TrustStore
 from aicert.verify import Assurance, verify
+from benchmarks.harness import (
+    BIN,
+    GIB,
+    MIB,
+    ROOT,
+    Figure,
+    Options,
+    Result,
+    cold,
+    memory,
+    python,
+    ratio,
+    take_turns,
+    walls,
+    write_file,
+)
+from benchmarks.hashing import LOOP, signed
+from tests.support.forger import Forger, run_events
 
-ROOT = Path(__file__).parent.parent
 CASES = ROOT / "tests" / "conformance" / "cases"
 ROOTS = ROOT / "tests" / "conformance" / "roots.pem"
-RESULTS = Path(__file__).parent / "results" / "verify.md"
-BIN = Path(sys.executable).parent
-_WINDOWS = 25
-_WORDS = {None: "", True: "met", False: "MISSED"}
 FILES = {"metrics.json": "{}", "model.safetensors": "weights"}  # as the corpus has them
+_WINDOWS = 25
 
 
-@dataclass(frozen=True)
-class Cold:
-    """One cold start: seconds on the wall, seconds of the processor, peak memory in MiB."""
-
-    wall: float
-    processor: float
-    memory: float
+def measure(options: Options) -> Result:
+    """Measure all four."""
+    figures = [*_small(options), *_in_process(options), *_large(options), *_store(options)]
+    return Result("Verifying", (__doc__ or "").partition("\n\n")[2].strip(), tuple(figures))
 
 
-def cold(command: Sequence[str]) -> Cold:
-    """Run a command to its end and measure it, and it alone."""
-    start = time.perf_counter()
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    _, status, usage = os.wait4(process.pid, 0)
-    wall = time.perf_counter() - start
-    process.returncode = os.waitstatus_to_exitcode(status)
-    if process.returncode != 0:
-        raise SystemExit(f"failed: {' '.join(command)}")
-    return Cold(wall, usage.ru_utime + usage.ru_stime, usage.ru_maxrss / 1024)
-
-
-def rate(name: str, seconds: float) -> tuple[float, float]:
-    """Verifications of one certificate a second of the processor: the median, and the best."""
-    trust = TrustStore.builtin().with_roots(ROOTS)
-    data = (CASES / name / "certificate.json").read_bytes()
-    rates = []
-    for _ in range(_WINDOWS):
-        count, start = 0, time.process_time()
-        while (spent := time.process_time() - start) < seconds / _WINDOWS:
-            verify(data, trust=trust, least=Assurance.SIMULATED)
-            count += 1
-        rates.append(count / spent)
-    return statistics.median(rates), max(rates)
-
-
-def prepare(folder: Path) -> tuple[list[str], list[str]]:
-    """Make the folder and a signature over it; return the two commands to compare."""
-    model = folder / "model"
+def _small(options: Options) -> list[Figure]:
+    model = options.folder / "small"
     model.mkdir()
     for path, content in FILES.items():
         (model / path).write_text(content)
-    key = ec.generate_private_key(ec.SECP256R1())
-    (folder / "key.pem").write_bytes(
-        key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
-    )
-    (folder / "key.pub").write_bytes(
-        key.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
-    )
-    oms = str(BIN / "model_signing")
-    cold([oms, "sign", "key", str(model), "--private_key", str(folder / "key.pem"),
-          "--signature", str(folder / "model.sig")])  # fmt: skip
-    ours = [str(BIN / "aicert"), "verify", str(CASES / "real-good" / "certificate.json"),
-            "--root", str(ROOTS), "--model", str(model), "--allow-simulated"]  # fmt: skip
-    theirs = [oms, "verify", "key", str(model), "--signature", str(folder / "model.sig"),
-              "--public_key", str(folder / "key.pub")]  # fmt: skip
-    return ours, theirs
-
-
-def spread(values: Sequence[float]) -> str:
-    """The median, and the range around it."""
-    return f"{statistics.median(values):.3f} ({min(values):.3f} to {max(values):.3f})"
-
-
-def report(
-    ours: Sequence[Cold], theirs: Sequence[Cold], rates: dict[str, tuple[float, float]]
-) -> str:
-    """The results, as Markdown."""
-    wall = [statistics.median(run.wall for run in runs) for runs in (ours, theirs)]
-    memory = [statistics.median(run.memory for run in runs) for runs in (ours, theirs)]
-    load = os.getloadavg()[0]
-    rows = [
-        ("cold `aicert verify`, wall", f"{spread([r.wall for r in ours])} s", "< 0.2 s",
-         wall[0] < 0.2),
-        ("the same, peak memory", f"{memory[0]:.1f} MiB", "< 60 MB", memory[0] * 1.048576 < 60),
-        ("cold `model_signing verify key`, wall", f"{spread([r.wall for r in theirs])} s", "",
-         None),
-        ("the same, peak memory", f"{memory[1]:.1f} MiB", "", None),
-        ("`aicert` is faster by", f"{wall[1] / wall[0]:.1f} times", ">= 2.5 times",
-         wall[1] / wall[0] >= 2.5),
-        *((f"in process, {name}", f"{middle:.0f} a second (best {best:.0f})", ">= 500 a second",
-           middle >= 500) for name, (middle, best) in rates.items()),
+    certificate = CASES / "real-good" / "certificate.json"
+    ours = [BIN / "aicert", "verify", certificate, "--root", ROOTS, "--model", model,
+            "--allow-simulated"]  # fmt: skip
+    theirs = signed(model)
+    found = take_turns({"ours": lambda: cold(ours), "oms": lambda: cold(theirs)}, options.turns(21))
+    return [
+        Figure("cold `aicert verify` of a small certificate", walls(found["ours"]), "s", most=0.2),
+        Figure("the same, memory", memory(found["ours"]), "MiB", most=57),
+        Figure("cold `model_signing verify`", walls(found["oms"]), "s"),
+        Figure("the same, memory", memory(found["oms"]), "MiB"),
+        ratio("cold, small: `model_signing` of `aicert verify`", walls(found["oms"]),
+              walls(found["ours"]), least=2.5),
     ]  # fmt: skip
-    lines = [
-        "# The verifier's speed",
-        "",
-        f"Measured on {datetime.now(UTC):%Y-%m-%d} with aicert {aicert.__version__}, Python "
-        f"{platform.python_version()}, {os.cpu_count()} cores, load {load:.1f}; "
-        f"{len(ours)} cold runs of each program, in turns. Medians, with the range in brackets. "
-        f"Rates are by the processor's time, in {_WINDOWS} windows.",
-        "",
-        "| what | measured | target | |",
-        "|---|---|---|---|",
-        *(
-            f"| {what} | {measured} | {target} | {_WORDS[met]} |"
-            for what, measured, target, met in rows
-        ),
-        "",
-        "Both programs check the same folder of two small files. They prove different things: "
-        "`model_signing` one signature over the folder, `aicert` the chain, two quotes, the log "
-        "and the statement besides.",
-        "",
+
+
+def _in_process(options: Options) -> list[Figure]:
+    trust = TrustStore.builtin().with_roots(ROOTS)
+    figures = []
+    for kind, name in (("ECC P-256", "good-ecc"), ("RSA 2048", "good-rsa")):
+        data = (CASES / name / "certificate.json").read_bytes()
+        rates = []
+        for _ in range(_WINDOWS):
+            count, start = 0, time.process_time()
+            while (spent := time.process_time() - start) < (0.02 if options.quick else 0.2):
+                verify(data, trust=trust, least=Assurance.SIMULATED)
+                count += 1
+            rates.append(count / spent)
+        figures.append(Figure(f"in one process, {kind}", tuple(rates), "a second", least=500))
+    return figures
+
+
+def _large(options: Options) -> list[Figure]:
+    """A certificate over 4 GiB of weights in four files: bound by hashing."""
+    total = 256 * MIB if options.quick else 4 * GIB
+    model = options.folder / "large"
+    for number in range(4):
+        write_file(model / f"{number}.safetensors", total // 4)
+    forger = Forger(events=run_events(scan(model).files))
+    certificate, root = options.folder / "certificate.json", options.folder / "root.pem"
+    certificate.write_bytes(forger.certificate().encode())
+    root.write_bytes(forger.authority.root_pem)
+    ours = [BIN / "aicert", "verify", certificate, "--root", root, "--model", model,
+            "--allow-simulated"]  # fmt: skip
+    theirs, loop = signed(model), python(LOOP, model)
+    found = take_turns(
+        {"ours": lambda: cold(ours), "oms": lambda: cold(theirs), "loop": lambda: cold(loop)},
+        options.turns(7),
+    )
+    what = f"with {total / GIB:g} GiB of weights"
+    return [
+        Figure(f"{what}, cold `aicert verify`", walls(found["ours"]), "s"),
+        ratio(f"{what}: of bare hashing", walls(found["ours"]), walls(found["loop"]), most=1.3),
+        ratio(f"{what}: of `model_signing`", walls(found["ours"]), walls(found["oms"]), most=0.7),
     ]
-    return "\n".join(lines)
 
 
-def main() -> int:
-    """Measure and write the results."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--runs", type=int, default=21, help="cold runs of each program")
-    parser.add_argument("--seconds", type=float, default=5.0, help="for each rate")
-    options = parser.parse_args()
-    with tempfile.TemporaryDirectory() as folder:
-        commands = prepare(Path(folder))
-        for command in commands:
-            cold(command)  # the first one reads from the disk
-        runs = [[cold(command) for command in commands] for _ in range(options.runs)]
-    rates = {
-        "ECC P-256": rate("good-ecc", options.seconds),
-        "RSA 2048": rate("good-rsa", options.seconds),
-    }
-    text = report([run[0] for run in runs], [run[1] for run in runs], rates)
-    RESULTS.parent.mkdir(exist_ok=True)
-    RESULTS.write_text(text)
-    print(text)
-    return 0
+def _store(options: Options) -> list[Figure]:
+    """A store of many certificates, audited by one process and by one a core."""
+    count = 500 if options.quick else 10_000
+    store, root = options.folder / "store", options.folder / "store.pem"
+    forger = Forger()
+    root.write_bytes(forger.authority.root_pem)
+    _fill(forger, store, count)
+    cores = os.cpu_count() or 1
+
+    def audit(jobs: int) -> Callable[[], float]:
+        line = [BIN / "aicert", "audit", store, "--root", root, "--allow-simulated", "--jobs", jobs]
+        return lambda: cold(line).wall
+
+    found = take_turns({"many": audit(cores), "one": audit(1)}, options.turns(3), warm=0)
+    rates = tuple(count / wall for wall in found["many"])
+    return [
+        Figure(f"`aicert audit` of {count:,} certificates, {cores} processes",
+               tuple(found["many"]), "s"),
+        Figure("the same, certificates a second", rates, "a second"),
+        ratio(f"audit: one process of {cores}", found["one"], found["many"]),
+    ]  # fmt: skip
 
 
-if __name__ == "__main__":
-    sys.exit(main())
+def _fill(forger: Forger, store: Path, count: int) -> None:
+    """Publish certificates of different runs, as a store holds them."""
+    job, *rest = forger.events
+    assert isinstance(job, events.Job)
+    for number in range(count):
+        forger.events = [replace(job, run=str(uuid.UUID(int=number))), *rest]
+        data = forger.certificate().encode()
+        entry = store / "certificates" / sha256(data).hexdigest()
+        entry.mkdir(parents=True)
+        (entry / "certificate.json").write_bytes(data)

@@ -76,7 +76,8 @@ def test_the_root_is_that_of_openssf_model_signing(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("jobs", [1, 4])
 def test_a_scan_gives_sizes_and_digests_whatever_the_threads(tmp_path: Path, jobs: int) -> None:
-    content = {f"d{i % 7}/f{i}": os.urandom(i * 100) for i in range(300)}
+    content = {f"d{i % 7}/f{i}": os.urandom(i * 700) for i in range(150)}
+    content["large"] = os.urandom(3_000_001)
     _write(tmp_path, content)
     seen: list[int] = []
     tree = manifest.scan(tmp_path, jobs=jobs, progress=seen.append)
@@ -112,6 +113,23 @@ def test_a_file_that_is_not_its_listed_size_is_refused(tmp_path: Path) -> None:
     _write(tmp_path, {"a": b"xx"})
     with pytest.raises(manifest.ChangedError):
         manifest.hash_files(tmp_path, [("a", 3)])
+
+
+def test_a_refused_tree_leaves_no_file_open(tmp_path: Path) -> None:
+    _write(tmp_path, {f"f{i:02}": b"x" for i in range(40)})
+    listing = [(f"f{i:02}", 1 if i != 7 else 2) for i in range(40)]
+    before = len(os.listdir("/proc/self/fd"))
+    with pytest.raises(manifest.ChangedError):
+        manifest.hash_files(tmp_path, listing)
+    with pytest.raises(manifest.ManifestError):
+        manifest.hash_files(tmp_path, [*listing[8:], ("missing", 1)])
+    assert len(os.listdir("/proc/self/fd")) == before
+
+
+def test_a_file_that_has_become_a_pipe_is_refused(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(manifest.LinkError):
+        manifest.hash_files(tmp_path, [("pipe", 0)])
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,278 @@
+"""What the suites share: cold processes, turns, figures, and how they are written down.
+
+Machines are noisy, so nothing is measured alone: in each turn every contestant runs once, one after
+the other, and what is compared is their ratio within the turn. A figure is the median of its turns;
+the range stands beside it.
+"""
+
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import aicert
+
+ROOT = Path(__file__).parent.parent
+RESULTS = Path(__file__).parent / "results"
+BIN = Path(sys.executable).parent
+MIB, GIB = 1 << 20, 1 << 30
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """How much to measure: `quick` shrinks everything, for a look; `runs` turns where given."""
+
+    folder: Path
+    quick: bool = False
+    runs: int | None = None
+
+    def turns(self, usual: int) -> int:
+        """Return the number of turns."""
+        return self.runs or (3 if self.quick else usual)
+
+
+@dataclass(frozen=True)
+class Figure:
+    """One measured thing: a value a turn, and the target, if there is one.
+
+    The target is `most` or `least`, and the median meets it or does not. Ratios have the unit "×"
+    and are drawn.
+    """
+
+    what: str
+    values: tuple[float, ...]
+    unit: str
+    most: float | None = None
+    least: float | None = None
+
+    @property
+    def median(self) -> float:
+        """The median of the turns."""
+        return statistics.median(self.values)
+
+    @property
+    def target(self) -> str:
+        """The target, in words."""
+        for sign, bound in (("≤", self.most), ("≥", self.least)):
+            if bound is not None:
+                return f"{sign} {bound:g} {self.unit}"
+        return ""
+
+    @property
+    def verdict(self) -> str:
+        """Whether the target is met."""
+        if self.most is None and self.least is None:
+            return ""
+        good = (self.most is None or self.median <= self.most) and (
+            self.least is None or self.median >= self.least
+        )
+        return "met" if good else "MISSED"
+
+    def __str__(self) -> str:
+        """Return the median, with the range in brackets where there is one."""
+        low, middle, high = (_number(v) for v in (min(self.values), self.median, max(self.values)))
+        if len(self.values) == 1 or low == high:
+            return f"{middle} {self.unit}"
+        return f"{middle} ({low} to {high}) {self.unit}"
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a suite found: its figures, what a reader should know of them, and the conditions."""
+
+    title: str
+    about: str
+    figures: tuple[Figure, ...]
+    conditions: str = ""
+    notes: tuple[str, ...] = field(default=())
+
+    def markdown(self) -> str:
+        """The result as a page."""
+        rows = [f"| {f.what} | {f} | {f.target} | {f.verdict} |" for f in self.figures]
+        return "\n".join([
+            f"# {self.title}", "", self.about, "", self.conditions, "",
+            "| what | measured | target | |", "|---|---|---|---|", *rows, "",
+            *(line for note in self.notes for line in (note, "")),
+        ])  # fmt: skip
+
+    def save(self, name: str) -> None:
+        """Write the page and its numbers."""
+        (RESULTS / f"{name}.md").write_text(self.markdown())
+        data = json.dumps(asdict(self), ensure_ascii=False, indent=1)
+        (RESULTS / f"{name}.json").write_text(data + "\n")
+
+    @classmethod
+    def load(cls, name: str) -> "Result | None":
+        """Return what a suite found last, if it ever ran."""
+        path = RESULTS / f"{name}.json"
+        if not path.exists():
+            return None
+        data: dict[str, Any] = json.loads(path.read_text())
+        figures = [Figure(**{**item, "values": tuple(item["values"])}) for item in data["figures"]]
+        return cls(**{**data, "figures": tuple(figures), "notes": tuple(data["notes"])})
+
+
+def _number(value: float) -> str:
+    if value == 0 or abs(value) >= 100:
+        return f"{value:,.0f}"
+    return f"{value:.3g}" if abs(value) >= 0.1 else f"{value:.2g}"
+
+
+# -- processes -------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Cold:
+    """One process from its start to its end: seconds by the clock and of the processor, memory.
+
+    The memory is the most that it held at a time, in MiB; the children's are not in it.
+    """
+
+    wall: float
+    processor: float
+    memory: float
+
+
+def cold(command: Sequence[object], *, status: int = 0) -> Cold:
+    """Run a command to its end and measure it, and it alone."""
+    start = time.perf_counter()
+    process = subprocess.Popen(
+        [str(part) for part in command],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        cwd=ROOT,
+    )
+    assert process.stderr is not None
+    said = process.stderr.read()  # until its end, so that it never waits for us
+    _, code, usage = os.wait4(process.pid, 0)
+    wall = time.perf_counter() - start
+    process.stderr.close()
+    process.returncode = os.waitstatus_to_exitcode(code)
+    if process.returncode != status:
+        line = " ".join(map(str, command))
+        raise SystemExit(f"failed ({process.returncode}): {line}\n{said.decode(errors='replace')}")
+    return Cold(wall, usage.ru_utime + usage.ru_stime, usage.ru_maxrss / 1024)
+
+
+def python(code: str, *arguments: object) -> list[str]:
+    """Return the command that runs this code in a Python of its own."""
+    return [sys.executable, "-c", code, *map(str, arguments)]
+
+
+# -- turns -----------------------------------------------------------------------------------------
+
+
+def take_turns(
+    contestants: Mapping[str, Callable[[], Any]], turns: int, *, warm: int = 1
+) -> dict[str, list[Any]]:
+    """Run every contestant once a turn; return what each gave, less the first `warm` turns.
+
+    Who goes first changes from turn to turn: the second may find the caches as the first left them.
+    """
+    names = list(contestants)
+    found: dict[str, list[Any]] = {name: [] for name in names}
+    for turn in range(-warm, turns):
+        shift = turn % len(names)
+        for name in names[shift:] + names[:shift]:
+            value = contestants[name]()
+            if turn >= 0:
+                found[name].append(value)
+        print(".", end="", flush=True, file=sys.stderr)
+    print(file=sys.stderr)
+    return found
+
+
+def walls(runs: Sequence[Cold]) -> tuple[float, ...]:
+    """The seconds by the clock."""
+    return tuple(run.wall for run in runs)
+
+
+def memory(runs: Sequence[Cold]) -> tuple[float, ...]:
+    """The peaks of memory, in MiB."""
+    return tuple(run.memory for run in runs)
+
+
+def ratio(
+    what: str,
+    first: Sequence[float],
+    second: Sequence[float],
+    *,
+    most: float | None = None,
+    least: float | None = None,
+) -> Figure:
+    """Return the ratio of two contestants, turn by turn."""
+    pairs = zip(first, second, strict=True)
+    return Figure(what, tuple(a / b for a, b in pairs), "×", most, least)
+
+
+# -- conditions ------------------------------------------------------------------------------------
+
+
+@contextmanager
+def conditions() -> Iterator[Callable[[], str]]:
+    """Watch what else the machine does meanwhile; yield what puts it into words."""
+    before = os.getloadavg()[0]
+    start, busy, own = time.monotonic(), _busy(), _own()
+
+    def words() -> str:
+        wall = time.monotonic() - start
+        others = max(0.0, (_busy() - busy) - (_own() - own)) / wall
+        return (
+            f"Measured on {datetime.now(UTC):%Y-%m-%d} with aicert {aicert.__version__}, Python "
+            f"{platform.python_version()}, {os.cpu_count()} cores of {_processor()}. Load average "
+            f"before: {before:.1f}. Processor time of all other programs meanwhile: "
+            f"{others:.1f} cores."
+        )
+
+    yield words
+
+
+def _busy() -> float:
+    """Seconds that all processors together have worked."""
+    numbers = [int(text) for text in Path("/proc/stat").read_text().split("\n")[0].split()[1:]]
+    return sum(numbers[:3] + numbers[5:8]) / os.sysconf("SC_CLK_TCK")
+
+
+def _own() -> float:
+    """Seconds of the processor that this process and its ended children have had."""
+    times = os.times()
+    return times.user + times.system + times.children_user + times.children_system
+
+
+def _processor() -> str:
+    for line in Path("/proc/cpuinfo").read_text().splitlines():
+        if line.startswith("model name"):
+            return line.partition(":")[2].strip()
+    return platform.machine()
+
+
+# -- data ------------------------------------------------------------------------------------------
+
+
+def write_file(path: Path, size: int) -> None:
+    """Write a file of this size whose mebibytes all differ."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    block = bytearray(os.urandom(MIB))
+    with path.open("wb", buffering=0) as stream:
+        for number in range(size // MIB):
+            block[:8] = number.to_bytes(8)
+            stream.write(block)
+        stream.write(block[: size % MIB])
+
+
+def write_small(folder: Path, count: int, size: int = 4096) -> None:
+    """Write many small files, a thousand to a folder."""
+    for number in range(count):
+        path = folder / f"{number // 1000:04}" / f"{number:07}.bin"
+        if number % 1000 == 0:
+            path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(number.to_bytes(8) * (size // 8))

@@ -1,0 +1,128 @@
+"""Hashing: a manifest of large and of many small files, against the least that could be done.
+
+The peers: the shortest hashlib loop, with four threads; a walk that reads every file and
+hashes nothing; OpenSSF's `model_signing verify` on the same files. All are whole processes, with
+the files in the page cache.
+"""
+
+import shutil
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from benchmarks.harness import (
+    BIN,
+    GIB,
+    MIB,
+    Cold,
+    Figure,
+    Options,
+    Result,
+    cold,
+    memory,
+    python,
+    ratio,
+    take_turns,
+    walls,
+    write_file,
+    write_small,
+)
+
+OURS = """
+import sys
+from pathlib import Path
+from aicert.manifest import scan
+print(scan(Path(sys.argv[1])).digest)
+"""
+LOOP = """
+import hashlib, os, sys
+from concurrent.futures import ThreadPoolExecutor
+def one(path):
+    digest, buffer = hashlib.sha256(), bytearray(1 << 20)
+    view = memoryview(buffer)
+    with open(path, "rb", buffering=0) as stream:
+        while count := stream.readinto(buffer):
+            digest.update(view[:count])
+    return digest.hexdigest()
+with ThreadPoolExecutor(4) as pool:
+    print(*pool.map(one, [e.path for e in os.scandir(sys.argv[1])]))
+"""
+WALK = """
+import os, sys
+for folder, _, names in os.walk(sys.argv[1]):
+    for name in names:
+        with open(f"{folder}/{name}", "rb", buffering=0) as stream:
+            stream.read()
+"""
+
+
+def signed(model: Path) -> list[str]:
+    """Sign a folder with `model_signing`; return the command that verifies it."""
+    key, public, signature = (model.with_suffix(end) for end in (".key", ".pub", ".sig"))
+    cold(["openssl", "ecparam", "-name", "prime256v1", "-genkey", "-noout", "-out", key])
+    cold(["openssl", "ec", "-in", key, "-pubout", "-out", public])
+    tool = BIN / "model_signing"
+    cold([tool, "sign", "key", model, "--private_key", key, "--signature", signature])
+    return [
+        *map(str, (tool, "verify", "key", model)),
+        *("--public_key", str(public), "--signature", str(signature)),
+    ]
+
+
+def _compare(commands: dict[str, list[str]], turns: int) -> dict[str, list[Cold]]:
+    def runner(command: Sequence[str]) -> Callable[[], Cold]:
+        return lambda: cold(command)
+
+    return take_turns({name: runner(line) for name, line in commands.items()}, turns)
+
+
+def measure(options: Options) -> Result:
+    """Measure four large files, one, and many small ones."""
+    total = 256 * MIB if options.quick else 4 * GIB
+    count = 5_000 if options.quick else 100_000
+    figures: list[Figure] = []
+
+    four = options.folder / "four"
+    for number in range(4):
+        write_file(four / f"{number}.safetensors", total // 4)
+    what = f"{total / GIB:g} GiB in four files"
+    found = _compare(
+        {"ours": python(OURS, four), "loop": python(LOOP, four), "oms": signed(four)},
+        options.turns(11),
+    )
+    figures += [
+        Figure(f"{what}: manifest", walls(found["ours"]), "s"),
+        ratio(f"{what}: of a bare loop", walls(found["ours"]), walls(found["loop"]), most=1.15),
+        ratio(f"{what}: of model_signing", walls(found["ours"]), walls(found["oms"]), most=0.7),
+        Figure(f"{what}: memory", memory(found["ours"]), "MiB", most=95),
+        Figure(f"{what}: memory of model_signing", memory(found["oms"]), "MiB"),
+    ]
+
+    shutil.rmtree(four)
+
+    one = options.folder / "one"
+    write_file(one / "model.safetensors", total)
+    what = f"{total / GIB:g} GiB in one file"
+    found = _compare({"ours": python(OURS, one), "loop": python(LOOP, one)}, options.turns(7))
+    figures += [
+        Figure(f"{what}: manifest", walls(found["ours"]), "s"),
+        ratio(f"{what}: of one bare core", walls(found["ours"]), walls(found["loop"]), most=1.05),
+        Figure(f"{what}: memory", memory(found["ours"]), "MiB", most=95),
+    ]
+    shutil.rmtree(one)
+
+    small = options.folder / "small"
+    write_small(small, count)
+    what = f"{count:,} files of 4 KiB"
+    found = _compare(
+        {"ours": python(OURS, small), "walk": python(WALK, small), "oms": signed(small)},
+        options.turns(7),
+    )
+    figures += [
+        Figure(f"{what}: manifest", walls(found["ours"]), "s"),
+        ratio(f"{what}: of walking and reading", walls(found["ours"]), walls(found["walk"]),
+              most=1.3),
+        ratio(f"{what}: of model_signing", walls(found["ours"]), walls(found["oms"]), most=0.7),
+        Figure(f"{what}: memory", memory(found["ours"]), "MiB", most=95),
+        Figure(f"{what}: memory of model_signing", memory(found["oms"]), "MiB"),
+    ]  # fmt: skip
+    return Result("Hashing", (__doc__ or "").partition("\n\n")[2].strip(), tuple(figures))
