@@ -8,6 +8,7 @@ runs that failed, crashed or vanished. PREFECT_API_URL names the server.
 """
 
 import argparse
+import shlex
 import subprocess
 import sys
 from datetime import timedelta
@@ -21,13 +22,15 @@ from prefect.client.schemas.actions import (
     GlobalConcurrencyLimitCreate,
     GlobalConcurrencyLimitUpdate,
     WorkPoolCreate,
+    WorkPoolUpdate,
 )
 from prefect.client.schemas.objects import StateType
 from prefect.events.actions import ChangeFlowRunState, RunDeployment, SendNotification
 from prefect.events.schemas.automations import EventTrigger, Posture
 from prefect.events.schemas.events import ResourceSpecification
-from prefect.exceptions import ObjectAlreadyExists, ObjectNotFound
+from prefect.exceptions import ObjectNotFound
 from prefect.settings import PREFECT_API_URL
+from prefect.workers.process import ProcessWorker
 
 import blocks
 from aicert.agent.machine import default_state
@@ -95,13 +98,33 @@ def _warn_of_leases(client: SyncPrefectClient) -> None:
 
 
 def _pool(client: SyncPrefectClient, name: str) -> str:
+    """Make the pool. Its workers start a run with this Python at once.
+
+    Left to itself, Prefect first starts another Python, which looks for the one to start: a second
+    and more for each run. Workers have this checkout at the same path as it is.
+    """
+    command = shlex.join([sys.executable, "-m", "prefect.engine"])
     try:
+        known = client.read_work_pool(name)
+    except ObjectNotFound:
+        template = ProcessWorker.get_default_base_job_template()
+        template["variables"]["properties"]["command"]["default"] = command
         client.create_work_pool(
-            WorkPoolCreate(name=name, type="process", description="Hosts that train, with a TPM.")
+            WorkPoolCreate(
+                name=name,
+                type="process",
+                description="Hosts that train, with a TPM.",
+                base_job_template=template,
+            )
         )
-    except ObjectAlreadyExists:
-        return "there"
-    return "made"
+        return "made"
+    template = known.base_job_template
+    variable = template["variables"]["properties"].get("command")
+    if variable is None or variable.get("default") is not None:
+        return "there"  # as an operator wants it
+    variable["default"] = command
+    client.update_work_pool(name, WorkPoolUpdate(base_job_template=template))
+    return "updated"
 
 
 def _first_blocks() -> dict[str, Block]:
