@@ -70,13 +70,14 @@ def sha256(value: object) -> str:
     return hashlib.sha256(dumps(value)).hexdigest()
 
 
-def loads(data: bytes, *, max_bytes: int, max_depth: int = 32) -> Any:
+def loads(data: bytes, *, max_bytes: int, max_depth: int = 32, max_marks: int = MAX_MARKS) -> Any:
     """Parse JSON strictly.
 
     Args:
         data: UTF-8 bytes without a byte order mark.
         max_bytes: the largest document accepted.
         max_depth: how deep arrays and objects may nest.
+        max_marks: the most brackets, commas and backslashes.
 
     Raises:
         TooLargeError: a limit is passed.
@@ -85,8 +86,8 @@ def loads(data: bytes, *, max_bytes: int, max_depth: int = 32) -> Any:
     """
     if len(data) > max_bytes:
         raise TooLargeError("the JSON document is too large", got=len(data), expected=max_bytes)
-    if len(data) > MAX_MARKS and (marks := sum(map(data.count, b",[{\\"))) > MAX_MARKS:
-        raise TooLargeError("the JSON document has too many parts", got=marks, expected=MAX_MARKS)
+    if len(data) > max_marks and (marks := sum(map(data.count, b",[{\\"))) > max_marks:
+        raise TooLargeError("the JSON document has too many parts", got=marks, expected=max_marks)
     try:
         text = data.decode("utf-8")
         value = _DECODER.decode(text)

@@ -12,7 +12,7 @@ from cryptography import x509
 
 from aicert.assurance import MEANING
 from aicert.certificate import Certificate
-from aicert.events import format_time
+from aicert.events import Records, format_time
 from aicert.log import Run, parse_run
 from aicert.trust import name_of
 from aicert.verify import Verdict
@@ -111,6 +111,11 @@ def markdown(certificate: Certificate, verdict: Verdict | None = None) -> str:
             ],
         ),
         "",
+        *(
+            f"Of {escaped(item.name)} {_records(item.records)}.\n"
+            for item in run.inputs
+            if item.records
+        ),
         f"Command: {code(' '.join(spec.command))}",
         "",
         "## Files",
@@ -169,7 +174,11 @@ def text(certificate: Certificate) -> str:
         ("image", f"{clean(run.image.reference)}\n  sha256:{run.image.config}"),
         ("command", clean(" ".join(spec.command))),
         *(
-            (f"input {clean(item.name)}", f"{clean(item.uri)}\n  sha256:{item.content_digest}")
+            (
+                f"input {clean(item.name)}",
+                f"{clean(item.uri)}\n  sha256:{item.content_digest}"
+                + (f"\n  {_records(item.records)}" if item.records else ""),
+            )
             for item in run.inputs
         ),
         *((clean(f.path), f"{size(f.size)}\n  sha256:{f.sha256}") for f in files[:_ROWS]),
@@ -210,6 +219,10 @@ def _status(verdict: Verdict | None) -> str:
     if verdict is None:
         return "> **Not verified.** This page repeats what the certificate says; check it (below)."
     return f"> **Verified, assurance `{verdict.assurance}`** — {MEANING[verdict.assurance]}."
+
+
+def _records(held: Records) -> str:
+    return f"{count(held.count, 'record')} ({held.method}) can be proved to be there, or others not"
 
 
 def _times(run: Run) -> str:

@@ -384,6 +384,110 @@ def policy_check(file: Path, as_json: bool) -> None:
         click.echo(checked.explain())
 
 
+@main.group("data")
+def data_group() -> None:
+    """Show that one record is in the data of a training, or is not."""
+
+
+@data_group.command("prove")
+@click.argument("certificate", type=_Certificate)
+@click.argument("files", type=click.Path(path_type=Path, exists=True))
+@click.argument("record", type=click.Path(path_type=Path, dir_okay=False, exists=True))
+@click.option("--input", "name", help="Which input FILES are, where several have records.")
+@click.option("--out", type=_File, help="Write the proof there; else to standard output.")
+@click.option("--scratch", type=_Folder, help="Folder for about 100 bytes for each record.")
+def data_prove(
+    certificate: str,
+    files: Path,
+    record: Path,
+    name: str | None,
+    out: Path | None,
+    scratch: Path | None,
+) -> None:
+    """Prove that the record in the file RECORD is among FILES, or is not.
+
+    FILES is an input of CERTIFICATE as it was fetched: its folder, or its file. The proof holds
+    digests alone. All of FILES is read; `aicert data check` then takes no time.
+    """
+    from aicert import proof
+    from aicert.certificate import Certificate
+    from aicert.log import parse_run
+
+    data = _read_certificate(certificate, False)
+    try:
+        run = parse_run(Certificate.parse(data).records)
+        item = proof.committed(run, name)
+        assert item.records is not None
+        shown: dict[str, Any] = {"file": sys.stderr, "hidden": not sys.stderr.isatty()}
+        with click.progressbar(length=item.size, label="reading", **shown) as bar:
+            digest = proof.digest_of(record, item.records.kind)
+            made = proof.prove(item, files, digest, scratch=scratch, progress=bar.update)
+        proof.check(made, run, digest)
+    except Error as error:
+        _fail(error, False, COULD_NOT_CHECK)
+    if out is None:
+        sys.stdout.buffer.write(made.encode())
+    else:
+        _write(out, made.encode(), False)
+    click.echo(f"{out or 'the proof'}: {proof.proved(made)}", err=True)
+
+
+@data_group.command("check")
+@click.argument("proof", type=_File)
+@click.argument("certificate", type=_Certificate)
+@click.argument("record", type=click.Path(path_type=Path, dir_okay=False, exists=True),
+    required=False,
+)  # fmt: skip
+@click.option("--root", "roots", multiple=True, type=click.Path(path_type=Path))
+@click.option("--hardware-root", "hardware_roots", multiple=True, type=click.Path(path_type=Path))
+@click.option("--allow-simulated", is_flag=True, help="Accept a software TPM.")
+@click.option("--policy", "policies", multiple=True, type=_File)
+@click.option("--json", "as_json", is_flag=True, help="Print JSON for programs.")
+def data_check(
+    proof: Path,
+    certificate: str,
+    record: Path | None,
+    roots: tuple[Path, ...],
+    hardware_roots: tuple[Path, ...],
+    allow_simulated: bool,
+    policies: tuple[Path, ...],
+    as_json: bool,
+) -> None:
+    """Check that PROOF shows what it says of CERTIFICATE, and of the record in the file RECORD.
+
+    The certificate is verified first, as `aicert verify` does it. The status is 0 where the proof
+    holds, whether it shows that the record is there or that it is not: read what it says.
+    """
+    from aicert import proof as proofs
+    from aicert import verify as verifier
+    from aicert.policy import Policy
+
+    data, given = _read_certificate(certificate, as_json), _read(proof, as_json)
+    try:
+        trust = _trust(roots, hardware_roots)
+        least = verifier.Assurance.SIMULATED if allow_simulated else verifier.Assurance.HARDWARE
+        policy = (
+            Policy.all_of([Policy.load(path) for path in policies])
+            if policies
+            else Policy.default(least)
+        )
+    except Error as error:
+        _fail(error, as_json, COULD_NOT_CHECK)
+    try:
+        verdict = verifier.verify(data, trust=policy.trust_store(trust), policy=policy)
+        parsed = proofs.Proof.parse(given)
+        digest = None
+        if record is not None:
+            digest = proofs.digest_of(record, parsed.records.kind)
+        proofs.check(parsed, verdict.run, digest)
+    except Error as error:
+        _fail(error, as_json, REFUSED)
+    if as_json:
+        _print_json(proofs.to_json(parsed, verdict, named=record is not None))
+    else:
+        click.echo(proofs.text(parsed, verdict, named=record is not None))
+
+
 @main.group()
 def spec() -> None:
     """Work with training specs."""

@@ -26,6 +26,10 @@ PCR_OUTPUTS = 8
 PCR_CHANNEL = 15
 """The PCR of the agent's channel key."""
 
+RECORD_METHODS = {"lines": "lines/1", "jsonl": "jsonl/1", "files": "files/1"}
+"""The kinds of records that a spec may ask for, and the method by which each is committed to."""
+
+MAX_RECORDS = 1 << 40
 MAX_INPUTS = 256
 MAX_OUTPUTS = 10_000
 MAX_LAYERS = 256
@@ -68,13 +72,14 @@ def _git_commit(reader: Reader, field: str) -> str | None:
 
 @dataclass(frozen=True, slots=True)
 class SpecInput:
-    """An input as the spec asks for it."""
+    """An input as the spec asks for it; `records` is the kind that is to be committed to."""
 
     name: str
     uri: str
     revision: str | None
     sha256: str | None
     target: str
+    records: str | None = None
 
     @classmethod
     def read(cls, reader: Reader) -> Self:
@@ -85,7 +90,15 @@ class SpecInput:
             revision=reader.optional_text("revision", max_length=256),
             sha256=reader.optional_sha256("sha256"),
             target=reader.text("target", max_length=manifest.MAX_PATH),
+            records=reader.choice("records", tuple(RECORD_METHODS))
+            if reader.has("records")
+            else None,
         )
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the JSON form; `records` stands in it only where they are asked for."""
+        asked = {name: getattr(self, name) for name in self.__slots__ if name != "records"}
+        return asked if self.records is None else {**asked, "records": self.records}
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,9 +174,7 @@ class Spec:
             "image": self.image,
             "command": list(self.command),
             "environment": dict(self.environment),
-            "inputs": [
-                {name: getattr(item, name) for name in item.__slots__} for item in self.inputs
-            ],
+            "inputs": [item.to_json() for item in self.inputs],
             "outputs": list(self.outputs),
             "metrics": self.metrics,
             "limits": self.limits.to_json(),
@@ -242,6 +253,37 @@ class Job:
 
 
 @dataclass(frozen=True, slots=True)
+class Records:
+    """The records of an input, as one digest (see `aicert.records`).
+
+    `method` says what a record is and what its normal form; `root` is that of the Merkle tree over
+    the `distinct` digests of the `count` records.
+    """
+
+    method: str
+    root: str
+    count: int
+    distinct: int
+
+    @property
+    def kind(self) -> str:
+        """What the spec asked for: the method without its version."""
+        return self.method.partition("/")[0]
+
+    @classmethod
+    def read(cls, reader: Reader) -> Self:
+        """Read the JSON form."""
+        method = reader.choice("method", tuple(RECORD_METHODS.values()))
+        root = reader.sha256("root")
+        count = reader.integer("count", low=1, high=MAX_RECORDS)
+        return cls(method, root, count, reader.integer("distinct", low=1, high=count))
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the JSON form."""
+        return {name: getattr(self, name) for name in self.__slots__}
+
+
+@dataclass(frozen=True, slots=True)
 class Input:
     """An input as it was fetched: the immutable place it came from, and its content.
 
@@ -264,6 +306,7 @@ class Input:
     sha256: str | None
     git_commit: str | None
     expected: str | None
+    records: Records | None = None
 
     @property
     def content_digest(self) -> str:
@@ -286,14 +329,15 @@ class Input:
             sha256=reader.optional_sha256("sha256"),
             git_commit=_git_commit(reader, "gitCommit"),
             expected=reader.optional_sha256("expected"),
+            records=reader.read("records", Records.read) if reader.has("records") else None,
         )
         if (event.kind == "file") != (event.sha256 is not None):
             raise reader.fail(reader.where, "a file, and only a file, has a SHA-256 of its own")
         return event
 
     def to_json(self) -> dict[str, Any]:
-        """Return the JSON form."""
-        return {
+        """Return the JSON form; `records` stands in it only where the spec asked for them."""
+        event: dict[str, Any] = {
             "type": self.type,
             "name": self.name,
             "uri": self.uri,
@@ -308,6 +352,7 @@ class Input:
             "gitCommit": self.git_commit,
             "expected": self.expected,
         }
+        return event if self.records is None else {**event, "records": self.records.to_json()}
 
 
 @dataclass(frozen=True, slots=True)

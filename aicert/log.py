@@ -215,6 +215,8 @@ def _check_consistent(run: Run) -> None:
         equal("the name of an input", fetched.name, asked.name)
         equal(f"the URI of input {asked.name}", fetched.requested, asked.uri)
         equal(f"the expected digest of input {asked.name}", fetched.expected, asked.sha256)
+        records = None if fetched.records is None else fetched.records.kind
+        equal(f"the kind of records of input {asked.name}", records, asked.records)
         if asked.sha256 is not None:
             equal(f"the content of input {asked.name}", fetched.content_digest, asked.sha256)
     equal("the image", run.image.reference, spec.image)

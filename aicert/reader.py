@@ -136,15 +136,25 @@ class Reader:
             )
         return value
 
+    def flag(self, name: str) -> bool:
+        """Take true or false."""
+        return self._typed(name, bool)
+
     def octets(self, name: str, size: int) -> bytes:
         """Take `size` bytes written in lower-case hex."""
-        value = self._typed(name, str)
+        return self._octets(f"{self.where}.{name}", self._typed(name, str), size)
+
+    def octets_list(self, name: str, size: int, *, max_items: int) -> tuple[bytes, ...]:
+        """Take an array of bytes written in lower-case hex, `size` of them each."""
+        items = self.texts(name, max_items=max_items)
+        return tuple(
+            self._octets(f"{self.where}.{name}[{index}]", item, size)
+            for index, item in enumerate(items)
+        )
+
+    def _octets(self, where: str, value: str, size: int) -> bytes:
         if len(value) != 2 * size or not _HEX.fullmatch(value):
-            raise self.fail(
-                f"{self.where}.{name}",
-                f"is not {size} bytes in lower-case hex",
-                got=value,
-            )
+            raise self.fail(where, f"is not {size} bytes in lower-case hex", got=value)
         return bytes.fromhex(value)
 
     def sha256(self, name: str) -> str:

@@ -94,6 +94,7 @@ def _input(item: events.Input) -> dict[str, Any]:
             "size": item.size,
             "root": item.root,
             "manifest": {"sha256": item.manifest},
+            **({} if item.records is None else {"records": item.records.to_json()}),
         },
     }
 

@@ -570,6 +570,7 @@ def to_json(verdict: Verdict) -> dict[str, Any]:
         "image": {"sha256": run.image.config},
         "inputs": [
             {"name": item.name, "uri": item.uri, "sha256": item.content_digest}
+            | ({} if item.records is None else {"records": item.records.to_json()})
             for item in run.inputs
         ],
         "outputs": {

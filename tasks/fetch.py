@@ -43,5 +43,8 @@ def _about(item: dict[str, Any]) -> list[str]:
     rows = [("SHA-256 of the content", f"`{item['sha256']}`")]
     if item.get("revision"):
         rows.insert(0, ("revision", code(item["revision"])))
+    if held := item["records"]:
+        distinct = f"{held['distinct']} of them distinct, method {held['method']}"
+        rows.append((f"root of {count(held['count'], 'record')}", f"`{held['root']}`; {distinct}"))
     what = f"{count(item['files'], 'file')}, {size(item['size'])}, from {code(item['uri'])}"
     return [f"**{text(item['name'])}**: {what}", "", key_values(rows), ""]

@@ -9,6 +9,7 @@ import hashlib
 import re
 import secrets as random
 import threading
+import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -17,7 +18,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any, ClassVar
 
 import aicert
-from aicert import canonical, dsse, events, log, oms, statement, tpm2
+from aicert import canonical, dsse, events, log, oms, records, statement, tpm2
 from aicert.agent.engine import ContainerSpec, Engine, InputMount
 from aicert.agent.fetch import Fetched, InputRequest, fetch
 from aicert.agent.oci import OciImage, acquire
@@ -33,6 +34,7 @@ QUOTED_PCRS = tuple(range(16))
 
 MAX_METRICS_BYTES = 64 << 10
 _PARALLEL_INPUTS = 4
+_PROGRESS_SECONDS = 0.2
 _PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 """What an image that sets no PATH gets, as engines have it."""
 
@@ -201,8 +203,8 @@ class Run:
         spec = self._spec
         secrets: Mapping[str, Any] = body.get("secrets") or {}
 
-        def one(item: events.SpecInput) -> Fetched:
-            return fetch(
+        def one(item: events.SpecInput) -> tuple[Fetched, events.Records | None]:
+            got = fetch(
                 InputRequest(item.name, item.uri, item.revision, item.sha256),
                 self.paths.inputs / item.name,
                 base=self.base,
@@ -211,12 +213,14 @@ class Run:
                 on_event=emit,
                 cancelled=self.cancelled,
             )
+            return got, self._commit(item, got, emit)
 
         wanted = self._measured_spec.inputs
         with ThreadPoolExecutor(_PARALLEL_INPUTS) as pool:
-            self.fetched = list(pool.map(one, wanted))
+            brought = list(pool.map(one, wanted))
+        self.fetched = [got for got, _ in brought]
         # Only now, when every input is whole and right, is anything measured.
-        for item, got in zip(wanted, self.fetched, strict=True):
+        for item, (got, committed) in zip(wanted, brought, strict=True):
             resolved = got.resolved
             self._measure(
                 events.Input(
@@ -232,6 +236,7 @@ class Run:
                     sha256=got.sha256,
                     git_commit=resolved.git_commit,
                     expected=item.sha256,
+                    records=committed,
                 )
             )
         inputs = [
@@ -242,8 +247,9 @@ class Run:
                 "files": len(got.manifest.files),
                 "size": got.manifest.size,
                 "sha256": got.sha256 or got.manifest.root,
+                "records": None if committed is None else committed.to_json(),
             }
-            for item, got in zip(wanted, self.fetched, strict=True)
+            for item, (got, committed) in zip(wanted, brought, strict=True)
         ]
         return self._record("fetch", len(spec.inputs), {"inputs": inputs})
 
@@ -418,6 +424,33 @@ class Run:
         """The spec as it was measured: what runs is what the log says."""
         job = next(r.event for r in self.records if isinstance(r.event, events.Job))
         return job.spec
+
+    def _commit(self, item: events.SpecInput, got: Fetched, emit: Emit) -> events.Records | None:
+        """Commit to the records of an input as it lies on the disk, where the spec asks for it."""
+        if item.records is None:
+            return None
+        done, told = 0, 0.0
+
+        def progress(count: int) -> None:
+            nonlocal done, told
+            if self.cancelled.is_set():
+                raise RunError("the run was cancelled", advice="start a new run")
+            done += count
+            if time.monotonic() - told >= _PROGRESS_SECONDS:
+                told = time.monotonic()
+                emit(
+                    {
+                        "type": "progress",
+                        "what": f"records of {item.name}",
+                        "done": done,
+                        "total": got.manifest.size,
+                        "unit": "bytes",
+                    }
+                )
+
+        return records.commit(
+            got.path, got.manifest, item.records, scratch=self.paths.partial, progress=progress
+        )
 
     def _measure(self, event: events.Event) -> None:
         """Extend the TPM, then write the log: a record without its extend never exists."""

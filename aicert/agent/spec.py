@@ -16,7 +16,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
     BaseModel,
@@ -304,6 +304,14 @@ class Input(_Model):
         description="Where the training finds it. Empty: /inputs/ and its name.",
         examples=["/inputs/data"],
     )
+    records: Annotated[
+        Literal["lines", "jsonl", "files"] | None, BeforeValidator(checks.check_records)
+    ] = Field(
+        default=None,
+        description="Commit to its records, so that one can be shown to be in it, or not, without "
+        "showing the rest: each line, each line of JSON, or each file is one.",
+        examples=["jsonl"],
+    )
 
     @classmethod
     def _complete(cls, data: Any) -> Any:
@@ -314,14 +322,15 @@ class Input(_Model):
         return {**data, "target": f"/inputs/{name}"} if usable else data
 
     def to_json(self) -> dict[str, Any]:
-        """Return the normalised form."""
-        return {
+        """Return the normalised form; `records` stands in it only where they are asked for."""
+        asked = {
             "name": self.name,
             "uri": self.uri,
             "revision": self.revision,
             "sha256": self.sha256,
             "target": self.target,
         }
+        return asked if self.records is None else {**asked, "records": self.records}
 
 
 class Spec(_Model):

@@ -20,6 +20,7 @@ from aicert import manifest
 from aicert.agent.fetch import SCHEMES
 from aicert.agent.fetch.errors import SECRET_PARAMETER
 from aicert.agent.oci import SCHEMES as IMAGE_SCHEMES
+from aicert.events import RECORD_METHODS
 
 MAX_ITEMS = 256
 """The most inputs, variables and output patterns."""
@@ -312,6 +313,22 @@ def check_sha256(value: object) -> str | None:
 def check_revision(value: object) -> str | None:
     """Check a revision, or None."""
     return None if value is None else check_open_text(value, limit=256)
+
+
+def check_records(value: object) -> str | None:
+    """Check which kind of records an input is to be taken apart into, or None."""
+    if value is None:
+        return None
+    text = check_text(value)
+    if text not in RECORD_METHODS:
+        close = difflib.get_close_matches(text.lower(), RECORD_METHODS, 1)
+        raise wrong(
+            "is not a kind of records",
+            got=text,
+            expected=", ".join(RECORD_METHODS),
+            advice=did_you_mean(close[0]) if close else None,
+        )
+    return text
 
 
 def check_target(value: object) -> str:

@@ -107,7 +107,10 @@ def test_the_normalised_form_is_one_that_the_log_can_hold() -> None:
     spec = Spec.model_validate(
         spec_with(
             environment={"A": "b"},
-            inputs=[{"name": "x", "uri": "file:x", "revision": "v1", "sha256": DIGEST}],
+            inputs=[
+                {"name": "x", "uri": "file:x", "revision": "v1", "sha256": DIGEST},
+                {"name": "y", "uri": "file:y", "records": "jsonl"},
+            ],
             limits={"cpus": 1.25},
         )
     )
@@ -177,6 +180,7 @@ _inputs = st.lists(
         optional={
             "revision": st.none() | _parts,
             "sha256": st.none() | st.from_regex("[0-9a-f]{64}", fullmatch=True),
+            "records": st.none() | st.sampled_from(sorted(events.RECORD_METHODS)),
         },
     ),
     max_size=4,
@@ -339,6 +343,8 @@ def test_the_agent_takes_nothing_but_the_normalised_form() -> None:
         (with_input(target="/inputs"), "inputs[0].target", "does not lie below", None),
         (with_input(target="/inputs/../etc"), "inputs[0].target", "'..' part", None),
         (with_input(target="/inputs/a/"), "inputs[0].target", "empty", '"/inputs/a"'),
+        (with_input(records="Line"), "inputs[0].records", "not a kind of records", '"lines"'),
+        (with_input(records=["lines"]), "inputs[0].records", "is not a text", None),
         (with_input(revision="x" * 257), "inputs[0].revision", "is too long", None),
         (spec_with(outputs="**"), "outputs", "is not a list", '["**"]'),
         (spec_with(outputs=[]), "outputs", "number of items", None),
