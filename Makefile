@@ -7,10 +7,11 @@ BIN := $(VENV)/bin
 ROOT := $(if $(filter 0,$(shell id -u)),,sudo -E)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-test demo test lint format lock image-demo corpus fuzz bench clean
+.PHONY: help setup setup-test setup-image demo test lint format lock image-demo image \
+	reference-values corpus fuzz bench clean
 
 help: ## show this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-18s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 setup: $(VENV)/ready ## install system packages and the virtual environment
 
@@ -35,6 +36,12 @@ format: setup ## let ruff mend what it can
 image-demo: setup ## build (or find) the image of the example
 	$(ROOT) $(BIN)/python -m examples.images.build
 
+image: setup-image ## build (or find) the measured OS image (MORE="--compare": build twice)
+	$(ROOT) $(BIN)/python -m deployments.image.build $(MORE)
+
+setup-image: setup
+	deployments/setup/system.sh deployments/setup/packages-image.txt
+
 lock: setup ## resolve the locked versions anew
 	deployments/setup/lock.sh $(BIN)
 
@@ -47,8 +54,9 @@ $(VENV)/ready: pyproject.toml requirements/build.txt requirements/all.txt deploy
 	@touch $@
 
 $(VENV)/ready-test: $(VENV)/ready deployments/setup/packages-test.txt \
-		deployments/setup/azurite/package-lock.json
-	deployments/setup/system.sh deployments/setup/packages-test.txt
+		deployments/setup/packages-image.txt deployments/setup/azurite/package-lock.json
+	deployments/setup/system.sh deployments/setup/packages-test.txt \
+		deployments/setup/packages-image.txt
 	deployments/setup/azurite.sh $(VENV)/azurite
 	@touch $@
 

@@ -5,24 +5,20 @@ kernel ends its TPM, its containers and everything else with it, however it ends
 """
 
 import argparse
-import fcntl
-import os
 import sys
-import threading
-import time
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 from aicert.agent import azure, server
 from aicert.agent.channel import ChannelKey
+from aicert.agent.keeper import die_without
 from aicert.agent.service import Service
 from aicert.agent.swtpm import Swtpm
 from aicert.agent.tpm import Tpm
 from aicert.errors import Error
 
 BOOT_EVENT_LOG = Path("/sys/kernel/security/tpm0/binary_bios_measurements")
-_LOOK_SECONDS = 0.2
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -51,7 +47,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--outlive", type=float, default=0, help="seconds to wait for a new keeper")
     options = parser.parse_args(arguments)
     if options.keeper is not None:
-        _die_without(options.keeper, options.outlive)
+        die_without(options.keeper, options.outlive)
     try:
         with ExitStack() as stack:
             tcti = options.tpm
@@ -84,29 +80,6 @@ def main(arguments: list[str] | None = None) -> int:
         print(error.diagnostics(), file=sys.stderr)
         return 1
     return 0
-
-
-def _die_without(keeper: Path, outlive: float) -> None:
-    """End this process `outlive` seconds after the last process that holds a file's lock."""
-    descriptor = os.open(keeper, os.O_RDWR | os.O_CLOEXEC)
-
-    def wait() -> None:
-        while True:
-            # Waits until its keeper lets go of it, for the kernel does that for a dead process.
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
-            fcntl.flock(descriptor, fcntl.LOCK_UN)
-            deadline = time.monotonic() + outlive
-            try:
-                while time.monotonic() < deadline:
-                    time.sleep(_LOOK_SECONDS)
-                    fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                    fcntl.flock(descriptor, fcntl.LOCK_UN)
-            except BlockingIOError:
-                continue  # somebody has adopted the machine
-            # Not sys.exit: nothing may stand between the end of the keeper and that of the agent.
-            os._exit(3)
-
-    threading.Thread(target=wait, name="keeper", daemon=True).start()
 
 
 def _boot_event_log(tcti: object) -> bytes | None:

@@ -150,6 +150,7 @@ class Tpm:
         self._tcti = _FunctionTcti(tcti) if callable(tcti) else tcti
         self._eks: dict[EkKind, bytes] = {}
         self._aks: list[int] = []
+        self._closed = False
         try:
             self._esapi = ESAPI(self._tcti)
         except (TSS2_Exception, RuntimeError) as error:
@@ -171,8 +172,9 @@ class Tpm:
     def close(self) -> None:
         """Remove the keys that we made from the TPM, and disconnect; safe to call twice."""
         with self._lock:
-            if self._esapi.is_closed():
+            if self._closed:
                 return
+            self._closed = True
             while self._aks:
                 self._flush(self._aks.pop())
             self._esapi.close()
@@ -248,7 +250,8 @@ class Tpm:
             # So that it is there to be flushed, whether the command succeeds or not.
             self._esapi.trsess_set_attributes(session, TPMA_SESSION.CONTINUESESSION)
             with self._command("TPM2_PolicySecret"):
-                self._esapi.policy_secret(ESYS_TR.ENDORSEMENT, session)
+                # In full: the library's version 2, which Debian has, knows no defaults here.
+                self._esapi.policy_secret(ESYS_TR.ENDORSEMENT, session, b"", b"", b"", 0)
             if algorithm == TPM2_ALG.SHA384:
                 with self._command("TPM2_PolicyOR"):
                     taken = self._esapi.policy_get_digest(session)

@@ -1,0 +1,92 @@
+"""Virtual machines that boot the measured image, or something made to look like it."""
+
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from aicert import tpm2
+from aicert.agent import qemu, swtpm
+from aicert.agent.ca import DevelopmentCa, Enrollment
+from aicert.agent.channel import Attestation, Remote, UnreachableError
+from aicert.agent.client import AgentClient
+
+BOOT_SECONDS = 420.0
+"""In emulation, on a machine that does other things too; alone a boot takes 20 s."""
+
+
+@dataclass
+class Vm:
+    """A machine that was started, and what it said so far."""
+
+    folder: Path
+    machine: qemu.Machine
+    port: int
+    ca: DevelopmentCa
+
+    @property
+    def console(self) -> str:
+        """What the machine wrote to its console."""
+        return (self.folder / qemu.CONSOLE).read_text("utf-8", "replace")
+
+    @property
+    def lives(self) -> bool:
+        """Tell whether it still runs."""
+        assert self.machine.process is not None
+        return self.machine.process.poll() is None
+
+    def until(self, text: str) -> bool:
+        """Wait for a text on the console, or the machine's end; tell whether it came."""
+        deadline = time.monotonic() + BOOT_SECONDS
+        while text not in self.console and self.lives and time.monotonic() < deadline:
+            time.sleep(0.2)
+        return text in self.console
+
+    def find(self) -> Remote:
+        """Wait for the agent; fail where the machine ends before."""
+        deadline = time.monotonic() + BOOT_SECONDS
+        while self.lives and time.monotonic() < deadline:
+            with suppress(UnreachableError):
+                return Remote.find("127.0.0.1", self.port)
+            time.sleep(0.3)
+        raise AssertionError(f"the agent does not answer; the console:\n{self.console[-3000:]}")
+
+    def enrol(self, client: AgentClient) -> tpm2.Public:
+        """Have the CA certify the machine's attestation key."""
+        identity = client.identity()
+        enrollment = Enrollment(self.ca, self.ca.ek_roots)
+        challenge = enrollment.begin(identity)
+        answer = client.activate(challenge.credential_blob, challenge.encrypted_secret)
+        client.set_ak_certificate(enrollment.finish(answer))
+        return tpm2.parse_public(identity.ak_public)
+
+    def attest(self) -> Attestation:
+        """Claim the agent, enrol it, and have it attest; what is returned is authenticated."""
+        remote = self.find()
+        with AgentClient(remote) as client:
+            client.claim(remote)
+            return client.attest(remote, self.enrol(client))
+
+
+@contextmanager
+def booting(disk: Path, **more: Any) -> Iterator[Vm]:
+    """Start a machine with this disk and a new TPM; end it, whatever happened."""
+    with tempfile.TemporaryDirectory(prefix="ac-vm-") as name:
+        folder = Path(name)
+        ca = DevelopmentCa.open_or_create(folder / "ca")
+        swtpm.manufacture(folder / "tpm", ca)
+        machine = qemu.Machine(
+            folder,
+            disk,
+            accelerator=qemu.accelerator(),
+            shape=more.pop("shape", qemu.Shape()),
+            **more,
+        )
+        port = machine.start(folder / "tpm")
+        try:
+            yield Vm(folder, machine, port, ca)
+        finally:
+            machine.stop()
