@@ -14,7 +14,7 @@ from pathlib import Path
 from benchmarks.harness import RESULTS, Options, Result, conditions
 from benchmarks.plot import plot
 
-SUITES = ("hashing", "verify")
+SUITES = ("hashing", "verify", "training")
 """In the order in which they run. (`load` and `overhead` are programs of their own.)"""
 
 

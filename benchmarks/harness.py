@@ -50,7 +50,7 @@ class Figure:
 
     what: str
     values: tuple[float, ...]
-    unit: str
+    unit: str = ""
     most: float | None = None
     least: float | None = None
 

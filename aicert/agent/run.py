@@ -8,6 +8,7 @@ again; once an event is in the TPM, a failure ends the run for good.
 import hashlib
 import re
 import secrets as random
+import shutil
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -264,6 +265,8 @@ class Run:
         if self.engine is None:
             self.engine = self.make_engine(self.paths.engine)
         self.engine.load(image)
+        # The engine has its own now; what is removed at once is mostly never written to the disk.
+        shutil.rmtree(image.layout)
         self.image = image
         self._measure(
             events.Image(
@@ -288,6 +291,9 @@ class Run:
         ]
         environment = {
             "PATH": _PATH,
+            # Libraries start a thread for each core that they see, and see all of the machine's:
+            # waiting for each other they use up a smaller share, and a loop takes ten times longer.
+            "OMP_NUM_THREADS": str(max(1, int(spec.limits.cpus))),
             **self.image.environment,
             **log.agent_variables(spec),
             **spec.environment,
@@ -345,13 +351,16 @@ class Run:
     def _step_outputs(self, body: Mapping[str, Any], emit: Emit) -> dict[str, Any]:
         del body
         spec = self._measured_spec
-        done = 0
+        done, told = 0, time.monotonic()
         lock = threading.Lock()
 
         def progress(count: int) -> None:
-            nonlocal done
+            nonlocal done, told
             with lock:
                 done += count
+                if time.monotonic() - told < _PROGRESS_SECONDS:
+                    return
+                told = time.monotonic()
             emit(
                 {
                     "type": "progress",

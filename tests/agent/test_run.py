@@ -288,6 +288,37 @@ def test_a_missing_output_is_named_with_what_was_written(live: Live) -> None:
     assert (caught.value.got, caught.value.expected) == ("wrong.bin", "*.safetensors")
 
 
+def test_a_training_starts_no_more_threads_than_its_share_can_feed(live: Live) -> None:
+    live.job(spec("echo $OMP_NUM_THREADS", limits={"cpus": 2.5}))
+    for name in ("fetch", "image", "train"):
+        live.step(name)
+    assert {"type": "log", "stream": "stdout", "line": "2"} in live.events
+
+
+def test_the_spec_has_the_last_word_on_threads(live: Live) -> None:
+    live.job(spec("echo $OMP_NUM_THREADS", environment={"OMP_NUM_THREADS": "7"}))
+    for name in ("fetch", "image", "train"):
+        live.step(name)
+    assert {"type": "log", "stream": "stdout", "line": "7"} in live.events
+
+
+def test_the_image_is_not_kept_beside_the_engines_own(live: Live) -> None:
+    live.job(spec())
+    live.step("fetch")
+    live.step("image")
+    assert not list((live.handle.directory).rglob("oci-layout"))
+
+
+def test_hashing_many_files_is_told_now_and_then_and_not_for_each(live: Live) -> None:
+    live.job(spec("for a in 0 1 2 3 4 5 6 7 8 9; do for b in 0 1 2 3 4 5 6 7 8 9; do "
+                  f"echo > /outputs/$a$b; done; done; {TRAIN}"))  # fmt: skip
+    for name in ("fetch", "image", "train"):
+        live.step(name)
+    before, start = len(live.events), time.monotonic()
+    live.step("outputs")
+    assert len(live.events) - before <= (time.monotonic() - start) * 5 + 1
+
+
 def test_a_link_among_the_outputs_is_refused(live: Live) -> None:
     live.job(spec("ln -s /etc/passwd /outputs/model.bin"))
     for name in ("fetch", "image", "train"):
