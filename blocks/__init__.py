@@ -9,7 +9,14 @@ from prefect.blocks.core import Block
 
 from blocks.checks import Check
 from blocks.credentials import InputCredentials
-from blocks.machines import AzureHostMachine, HostMachine, LocalMachine, Machine
+from blocks.machines import (
+    AnyMachine,
+    AzureHostMachine,
+    AzureMachine,
+    HostMachine,
+    LocalMachine,
+    Machine,
+)
 from blocks.policies import VerificationPolicy
 from blocks.stores import AzureBlobStore, CertificateStore, FolderStore, FsspecStore
 
@@ -17,6 +24,7 @@ TYPES: tuple[type[Block], ...] = (
     LocalMachine,
     HostMachine,
     AzureHostMachine,
+    AzureMachine,
     FolderStore,
     FsspecStore,
     AzureBlobStore,
@@ -27,8 +35,10 @@ TYPES: tuple[type[Block], ...] = (
 
 __all__ = [
     "TYPES",
+    "AnyMachine",
     "AzureBlobStore",
     "AzureHostMachine",
+    "AzureMachine",
     "CertificateStore",
     "Check",
     "FolderStore",

@@ -3,14 +3,16 @@
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Self
 
 from prefect.blocks.core import Block
-from pydantic import ConfigDict, Field
+from pydantic import ConfigDict, Field, model_validator
 
 from aicert import trust
-from aicert.agent import machine
+from aicert.agent import azure_machine, azure_vm, machine
+from aicert.agent.azure_vm import AzureVmError, AzureVms, VmConfig
 from aicert.agent.client import AgentClient
 from aicert.agent.machine import MachineConfig, MachineHandle
 from aicert.errors import Error
@@ -292,6 +294,226 @@ class AzureHostMachine(Machine):
                 else [_roots(config.intermediates, "intermediate certificates")]
             ),
         ]
+
+
+class AzureMachine(Machine):
+    """A virtual machine in Azure, made for the run and deleted after it.
+
+    It boots an image with the agent and nothing else, from a compute gallery; the worker talks to
+    the agent over a channel that the machine's TPM vouches for. The key is certified by Azure. The
+    worker needs an identity with the roles of deployments/azure, and no key.
+
+    Attributes:
+        subscription: The subscription's id.
+        group: The resource group that machines are made in.
+        location: The region.
+        size: The size; it decides on CPUs, memory and GPUs.
+        image: The version of a gallery's image.
+        subnet: The network that machines get their address from.
+        security: What guards the machine's start and memory.
+        secure_boot: Start nothing that is not signed with a key that Azure knows.
+        lifetime_hours: How long a machine lives at most.
+        spot: Take a machine that Azure may end at any time, for less.
+        max_price: What an hour of a spot machine may cost, in US dollars.
+        public: Reach the machine at a public address.
+        security_group: What may reach it.
+        identity: A managed identity for the machine itself.
+        worker: The client id of the worker's managed identity, where it has several.
+        zone: The zone.
+        disk_gib: Size of the disk.
+        endpoint: Where Azure is asked.
+        port: The port of the agent.
+        state: Folder for the machines' channels.
+        outlive: Seconds that a machine outlives a failed run.
+
+    Example:
+        See what would be made, and whether it could be:
+        ```python
+        from blocks import AzureMachine
+
+        machine = AzureMachine.load("BLOCK_NAME")
+        print(machine.plan())
+        for check in machine.check():
+            print(check)
+        ```
+    """
+
+    _block_type_name = "aicert Azure Machine"
+    _block_type_slug = "aicert-azure-machine"
+
+    subscription: str = Field(
+        title="Subscription", description="The id of the subscription: az account show --query id."
+    )
+    group: str = Field(
+        title="Resource group",
+        description="The resource group that machines are made in. Best one for nothing else: the "
+        "worker's roles end there.",
+        examples=["aicert-runs"],
+    )
+    location: str = Field(title="Region", description="The region.", examples=["westeurope"])
+    size: str = Field(
+        title="Size",
+        description="The size, which decides on CPUs, memory and GPUs.",
+        examples=["Standard_D4s_v5", "Standard_NC40ads_H100_v5", "Standard_DC8as_v5"],
+    )
+    image: str = Field(
+        title="Image",
+        description="The id of the version of a gallery's image, by number: what deployments/azure/"
+        "publish.py prints.",
+    )
+    subnet: str = Field(
+        title="Subnet",
+        description="The id of the subnet that machines get their address from. The worker must "
+        "reach it, unless machines are public.",
+    )
+    security: Literal["trusted-launch", "confidential"] = Field(
+        default="trusted-launch",
+        title="Security",
+        description="'confidential' also encrypts the memory (AMD SEV-SNP: the DCas and ECas "
+        "series), and certificates carry the CPU's report.",
+    )
+    secure_boot: bool = Field(
+        default=True,
+        title="Secure boot",
+        description="Start nothing that is not signed with a key that Azure knows. Turn it off for "
+        "an image that is not: its boot is measured in any case.",
+    )
+    lifetime_hours: float = Field(
+        default=6,
+        ge=1,
+        le=720,
+        title="Lifetime",
+        description="Hours that a machine lives at most. Up to 23, Azure itself stops it then, "
+        "whatever became of the worker; longer ones need the reaper.",
+    )
+    spot: bool = Field(
+        default=False,
+        title="Spot",
+        description="Take a machine that Azure may end at any time, for much less.",
+    )
+    max_price: float | None = Field(
+        default=None,
+        gt=0,
+        title="Highest price",
+        description="What an hour of a spot machine may cost, in US dollars. Empty: up to the "
+        "price of a regular one.",
+    )
+    public: bool = Field(
+        default=False,
+        title="Public",
+        description="Give machines a public address, and reach them there. Needs a security group "
+        "that lets only the worker in.",
+    )
+    security_group: str | None = Field(
+        default=None,
+        title="Security group",
+        description="The id of a network security group for the machine's interface.",
+    )
+    identity: str | None = Field(
+        default=None,
+        title="Machine's identity",
+        description="The id of a user-assigned managed identity for the machine. Its agent has no "
+        "need of one.",
+    )
+    worker: str | None = Field(
+        default=None,
+        title="Worker's identity",
+        description="The client id of the worker's managed identity, where it has several. Without "
+        "this its own identity is used: workload identity, managed identity, or Azure CLI.",
+    )
+    zone: str | None = Field(default=None, title="Zone", description="The number of a zone.")
+    disk_gib: int | None = Field(
+        default=None,
+        title="Disk",
+        description="Size of the disk in GiB. Empty: that of the image.",
+    )
+    endpoint: str = Field(
+        default=azure_vm.ENDPOINT,
+        title="Endpoint",
+        description="Azure's own, unless yours is a cloud apart.",
+        examples=["https://management.usgovcloudapi.net"],
+    )
+    port: int = Field(
+        default=8443, ge=1, le=65535, title="Port", description="The port of the agent."
+    )
+    state: Path | None = Field(
+        default=None,
+        title="State folder",
+        description="Folder on the worker for the machines' channels. Empty: "
+        "~/.local/state/aicert of the worker's user.",
+    )
+    outlive: int = Field(default=0, ge=0, le=86_400, title="Outlive", description=_OUTLIVE)
+
+    @model_validator(mode="after")
+    def _without_mistakes(self) -> Self:
+        try:
+            self.vm().check()
+        except AzureVmError as error:
+            raise ValueError(f"{error.message}: {error.got}") from None
+        return self
+
+    def vm(self) -> VmConfig:
+        """Return which virtual machine to make."""
+        return VmConfig(
+            subscription=self.subscription,
+            group=self.group,
+            location=self.location,
+            size=self.size,
+            image=self.image,
+            subnet=self.subnet,
+            security=self.security,
+            secure_boot=self.secure_boot,
+            lifetime=timedelta(hours=self.lifetime_hours),
+            spot=self.spot,
+            max_price=self.max_price,
+            public=self.public,
+            security_group=self.security_group,
+            identity=self.identity,
+            worker=self.worker,
+            zone=self.zone,
+            disk_gib=self.disk_gib,
+            endpoint=self.endpoint,
+        )
+
+    def config(self) -> MachineConfig:
+        """Return how to have the machine made."""
+        return MachineConfig(
+            kind="azure",
+            state=_state(self.state),
+            azure=azure_machine.AzureMachine(self.vm(), self.port),
+            outlive=self.outlive,
+        )
+
+    def vms(self) -> AzureVms:
+        """Return the machines of this block.
+
+        Raises:
+            AzureVmError: the libraries are not installed, or there is no identity.
+        """
+        return AzureVms(self.vm())
+
+    def plan(self) -> azure_vm.Plan:
+        """Return what a run would ask for; nothing is sent but a question for the price."""
+        try:
+            price = azure_vm.price(self.vm())
+        except AzureVmError:
+            price = None
+        return self.vms().plan("a-run", price=price)
+
+    def check(self) -> list[Check]:
+        """Look whether a machine could be made; change nothing."""
+        try:
+            vms = self.vms()
+        except AzureVmError as error:
+            return [Check.failed("Azure", error)]
+        return [
+            Check.failed(name, found) if isinstance(found, Error) else Check(name, True, found)
+            for name, found in vms.look()
+        ]
+
+
+AnyMachine = LocalMachine | HostMachine | AzureHostMachine | AzureMachine
+"""The machines that a run's form offers."""
 
 
 def _state(folder: Path | None) -> Path:

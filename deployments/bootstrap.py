@@ -36,7 +36,7 @@ import blocks
 from aicert.agent.machine import default_state
 
 ROOT = Path(__file__).parent.parent
-KINDS = ("local", "host", "azure-host")
+KINDS = ("local", "host", "azure-host", "azure")
 HEARTBEAT = "prefect.flow-run.heartbeat"
 MEMORY_LEASES = "prefect.server.concurrency.lease_storage.memory"
 OURS = {"prefect.resource.role": "tag", "prefect.resource.id": "prefect.tag.aicert"}

@@ -28,12 +28,11 @@ from aicert.agent.machine import MachineConfig, MachineHandle
 from aicert.agent.spec import Spec
 from aicert.errors import Error
 from blocks import (
+    AnyMachine,
     AzureBlobStore,
-    AzureHostMachine,
     CertificateStore,
     FolderStore,
     FsspecStore,
-    HostMachine,
     InputCredentials,
     LocalMachine,
     Machine,
@@ -120,7 +119,7 @@ def certify(
     spec: Spec | None = None,
     spec_file: str | None = None,
     base: str | None = None,
-    machine: LocalMachine | HostMachine | AzureHostMachine | None = None,
+    machine: AnyMachine | None = None,
     store: FolderStore | FsspecStore | AzureBlobStore | None = None,
     credentials: InputCredentials | None = None,
     policy: VerificationPolicy | None = None,
@@ -294,7 +293,7 @@ def _perform(
 def own_policy(config: MachineConfig) -> VerificationPolicy:
     """Return the policy of an operator who trusts the CA that certifies such machines."""
     root = config.ca / "authority" / "root.pem"
-    if config.kind == "azure-host":
+    if config.kind in ("azure-host", "azure"):
         return VerificationPolicy()  # whose roots hold Azure's own
     if not root.exists():
         return VerificationPolicy()  # no CA yet: there is nothing that it has certified

@@ -7,11 +7,10 @@ from prefect.states import Completed, Failed
 
 from aicert.agent import machine as machines
 from blocks import (
+    AnyMachine,
     AzureBlobStore,
-    AzureHostMachine,
     FolderStore,
     FsspecStore,
-    HostMachine,
     InputCredentials,
     LocalMachine,
     VerificationPolicy,
@@ -23,7 +22,7 @@ from tasks.words import key, table, text
 
 @flow(name="check", log_prints=False, persist_result=False)
 def check(
-    machine: LocalMachine | HostMachine | AzureHostMachine | None = None,
+    machine: AnyMachine | None = None,
     store: FolderStore | FsspecStore | AzureBlobStore | None = None,
     credentials: InputCredentials | None = None,
     policy: VerificationPolicy | None = None,

@@ -1,7 +1,8 @@
 """Put right what died: machines that nobody needs, and runs that a dead worker had taken.
 
-Run it on every host that trains, for it looks at this host's machines. Everything it does is safe
-to do twice, and at any time: what lives and is needed is left alone.
+Run it on every host that trains, for it looks at this host's machines; given a machine in Azure, it
+also finds by their tags those of hosts that are gone. Everything it does is safe to do twice, and
+at any time: what lives and is needed is left alone.
 """
 
 from datetime import UTC, datetime, timedelta
@@ -19,10 +20,13 @@ from prefect.client.schemas.filters import (
 )
 from prefect.client.schemas.objects import FlowRun, State, StateType
 from prefect.exceptions import ObjectNotFound
-from prefect.states import Completed, Scheduled
+from prefect.states import Completed, Failed, Scheduled
 
 from aicert.agent import machine as machines
-from blocks import AzureHostMachine, HostMachine, LocalMachine
+from aicert.agent.azure_vm import AzureVms, Owned
+from aicert.agent.machine import FLOW_RUN_TAG, MachineHandle
+from aicert.errors import Error
+from blocks import AnyMachine, LocalMachine
 from tasks.reporting import artifact, logger
 from tasks.words import count, key, table, text
 
@@ -31,28 +35,47 @@ FLOWS = ["certify", "retrain", "audit", "check"]
 
 @flow(name="reap", log_prints=False, persist_result=False)
 def reap(
-    machine: LocalMachine | HostMachine | AzureHostMachine | None = None,
+    machine: AnyMachine | None = None,
     grace_minutes: float = 10,
     pending_minutes: float = 5,
 ) -> dict[str, Any]:
-    """Remove what killed runs left on this host, and reschedule runs that were never begun.
+    """Remove what killed runs left, and reschedule runs that were never begun.
 
     Args:
-        machine: Whose state folder to look at. None is ~/.local/state/aicert.
+        machine: Whose state folder to look at, and whose resource group where it is one in Azure.
+            None is ~/.local/state/aicert.
         grace_minutes: How long a machine may outlive the end of its run. That of a cancelled run
             is ended at once.
         pending_minutes: How long a run may be pending before its worker counts as dead.
     """
     config = (machine or LocalMachine()).config()
     now = datetime.now(UTC)
+    left: list[str] = []
     done = [("folder of a machine that was killed", item) for item in machines.sweep(config.state)]
     with get_client(sync_client=True) as client:
         grace = timedelta(minutes=grace_minutes, seconds=config.outlive)
         for living in machines.living(config.state):
             run = _read(client, living.tags.get("flowRun"))
-            if run is not None and _is_over(run, now, grace):
-                machines.destroy(living.handle)
-                done.append((f"machine of {run.name}, which is over", living.handle.id))
+            over = run is not None and _is_over(run, now, grace)
+            if over or (living.expires is not None and living.expires < now):
+                name = "a run that nobody knows" if run is None else run.name
+                if destroyed(living.handle):
+                    done.append((f"machine of {name}, which is over", living.handle.id))
+                else:
+                    left.append(living.handle.id)
+        if config.azure is not None:
+
+            def needed(item: Owned) -> bool:
+                run = _read(client, item.tags.get(FLOW_RUN_TAG))
+                return run is None or not _is_over(run, now, grace)
+
+            try:
+                reaped = AzureVms(config.azure.vm).reap(needed)
+            except Error as error:
+                logger().error("%s", error.diagnostics())
+                left.append(config.azure.vm.group)
+            else:
+                done += [("in Azure, without a run that needs it", item.id) for item in reaped]
         for run in _stuck(client, now - timedelta(minutes=pending_minutes)):
             state: State[Any] = Scheduled(message="its worker died before the run began")
             client.set_flow_run_state(run.id, state, force=True)
@@ -63,7 +86,20 @@ def reap(
     if done:
         rows = [(text(what), text(which)) for what, which in done]
         artifact(key("reap"), summary, "\n".join(["# Reaped", "", table(("what", "which"), rows)]))
+    if left:
+        message = f"{summary}; not removed, see the log: {', '.join(left)}"
+        return Failed(message=message, data={"reaped": done})  # type: ignore[return-value]
     return Completed(message=summary, data={"reaped": done})  # type: ignore[return-value]
+
+
+def destroyed(handle: MachineHandle) -> bool:
+    """Destroy a machine; say why where it cannot be done."""
+    try:
+        machines.destroy(handle)
+    except Error as error:
+        logger().error("%s", error.diagnostics())
+        return False
+    return True
 
 
 def _read(client: SyncPrefectClient, run: str | None) -> FlowRun | None:

@@ -15,12 +15,11 @@ from aicert.agent import machine as machines
 from aicert.agent.spec import Spec
 from aicert.verify import Verdict
 from blocks import (
+    AnyMachine,
     AzureBlobStore,
-    AzureHostMachine,
     CertificateStore,
     FolderStore,
     FsspecStore,
-    HostMachine,
     InputCredentials,
     LocalMachine,
     VerificationPolicy,
@@ -42,7 +41,7 @@ def retrain(
     spec: Spec | None = None,
     spec_file: str | None = None,
     base: str | None = None,
-    machine: LocalMachine | HostMachine | AzureHostMachine | None = None,
+    machine: AnyMachine | None = None,
     store: FolderStore | FsspecStore | AzureBlobStore | None = None,
     credentials: InputCredentials | None = None,
     policy: VerificationPolicy | None = None,

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from collections.abc import Callable
 from typing import Any
 
 from prefect import runtime, task
@@ -25,12 +26,12 @@ def provision(config: MachineConfig, run: str, *, name: str, spec: str) -> dict[
     """
     with announced(STEP), failing_as(STEP):
         tags = {"flowRun": str(runtime.flow_run.id), "name": name, "spec": spec}
-        handle = machine.adopt(config, tags)
+        say: Callable[[str], None] = logger().info
+        handle = machine.adopt(config, tags, say)
         if handle is not None:
             logger().warning("going on with run %s on machine %s", handle.run, handle.id)
         else:
-            busy = "waiting: another run has the host's TPM"
-            handle = machine.start(config, run, tags, on_wait=lambda: logger().info(busy))
+            handle = machine.start(config, run, tags, say)
         try:
             with machine.attach(handle) as client:
                 identity, health = client.identity(), client.health()
@@ -59,7 +60,7 @@ def provision(config: MachineConfig, run: str, *, name: str, spec: str) -> dict[
                 (
                     "Azure certified the key when it made the virtual machine; its chain leads to "
                     "Azure's own root."
-                    if handle.kind == "azure-host"
+                    if handle.kind in ("azure-host", "azure")
                     else "The operator's CA challenged the TPM (credential activation) and "
                     "certified the key: only that TPM can sign with it."
                 )

@@ -40,7 +40,15 @@ RETRY_DELAYS = [2.0, 10.0, 30.0]
 """Seconds before each new attempt of a step that may be tried again."""
 
 _TRANSIENT = frozenset(
-    {"fetch.network", "fetch.changed", "fetch.busy", "image.copy", "store.unreachable"}
+    {
+        "fetch.network",
+        "fetch.changed",
+        "fetch.busy",
+        "image.copy",
+        "store.unreachable",
+        "azure-vm.unavailable",
+        "azure-vm.throttled",
+    }
 )
 
 Message = dict[str, Any]

@@ -35,9 +35,10 @@ def main(arguments: list[str] | None = None) -> int:
     )
     parser.add_argument(
         "--platform",
-        choices=("generic", "azure"),
+        choices=("generic", "azure", "auto"),
         default="generic",
-        help="azure: use the attestation key that the VM's TPM brings, certified by Azure",
+        help="azure: use the attestation key that the VM's TPM brings, certified by Azure; "
+        "auto: where there is one",
     )
     parser.add_argument("--intermediates", type=Path, help="more CA certificates (PEM), for azure")
     parser.add_argument("--metadata", default=azure.METADATA, help="Azure's metadata service")
@@ -56,10 +57,15 @@ def main(arguments: list[str] | None = None) -> int:
                 tcti = stack.enter_context(software).tcti
             tpm = stack.enter_context(Tpm(tcti))
             attested: dict[str, Any] = {}
-            if options.platform == "azure":
+            platform = options.platform
+            if platform == "auto":
+                platform = "azure" if azure.is_azure(tpm) else "generic"
+            if platform == "azure":
                 ak, chain = azure.attestation_key(tpm, intermediates=options.intermediates)
                 report = azure.cpu_report(tpm, ak, metadata=options.metadata)
                 attested = {"ak": ak, "ak_chain": chain, "cpu_report": report}
+                if options.listen is not None:
+                    attested["secret"] = azure.owner_secret(metadata=options.metadata)
             channel = None if options.listen is None else ChannelKey()
             service = Service(
                 tpm,

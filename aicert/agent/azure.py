@@ -11,6 +11,7 @@ service. Nothing here is believed: the verifier checks all of it, and so does th
 machine that cannot attest says so before a training and not after.
 """
 
+import base64
 import json
 import struct
 import urllib.error
@@ -31,6 +32,7 @@ from aicert import x509 as chains
 from aicert.agent.tpm import Ak, Tpm, trim_der
 from aicert.certificate import CpuReport
 from aicert.errors import Error
+from aicert.reader import Reader
 from aicert.trust import load_certificates
 
 AK_HANDLE = 0x81000003
@@ -41,6 +43,9 @@ METADATA = "http://169.254.169.254"
 """Azure's metadata service, which every VM reaches at this address and nobody else does."""
 
 _CERTIFICATION = "/metadata/THIM/amd/certification"
+_USER_DATA = "/metadata/instance/compute/userData?api-version=2021-01-01&format=text"
+SECRET_BYTES = 32
+
 _CARRIED = "azure-vtpm.pem"
 _MAX_ANSWER = 64 << 10
 _SECONDS = 10.0
@@ -78,6 +83,51 @@ class CpuReportError(AzureError):
     """The CPU's report cannot be used, or its certificate cannot be had."""
 
     code = "azure.cpu-report"
+
+
+class OwnerError(AzureError):
+    """What the machine was given by the one that it was made for cannot be read."""
+
+    code = "azure.owner"
+
+
+def is_azure(tpm: Tpm) -> bool:
+    """Tell whether the TPM holds what that of an Azure VM holds."""
+    return tpm.has_nv(AK_CERTIFICATE_INDEX)
+
+
+def user_data(secret: bytes) -> str:
+    """Return the user data (base64) that gives a VM the secret of the one it is made for."""
+    return base64.b64encode(json.dumps({"aicert": {"owner": secret.hex()}}).encode()).decode()
+
+
+def owner_secret(*, metadata: str = METADATA, get: Get | None = None) -> bytes | None:
+    """Return the secret of the one that this VM was made for; None where it was given none.
+
+    It is in the VM's user data, which only the VM, and who may read it in Azure, can see. Nothing
+    else in there is heeded.
+
+    Raises:
+        OwnerError: the user data cannot be had, or is not ours.
+    """
+    address = f"{metadata}{_USER_DATA}"
+    try:
+        text = (get or _get_directly)(address, {"Metadata": "true"})
+        if not text.strip():
+            return None
+        reader = Reader(json.loads(base64.b64decode(text, validate=True)), "user data", OwnerError)
+        inner = reader.child("aicert")
+        secret = inner.octets("owner", SECRET_BYTES)
+        inner.done()
+        reader.done()
+    except (OSError, ValueError) as error:
+        raise OwnerError(
+            "the VM's user data does not say whom it was made for",
+            got=f"{address}: {type(error).__name__}: {error}",
+            advice="let nothing on the VM stand between the agent and that address; give a VM of "
+            "your own no user data",
+        ) from error
+    return secret
 
 
 def attestation_key(

@@ -31,6 +31,8 @@ SHORTEST = timedelta(hours=1)
 LONGEST_GUARDED = timedelta(hours=23)
 """Azure's schedules are daily: a later end than this cannot be told from one a day earlier."""
 
+POLL_SECONDS = 10.0
+
 COMPUTE_API = "2025-11-01"
 _API = {
     "microsoft.compute/virtualmachines": COMPUTE_API,
@@ -71,6 +73,7 @@ _FORMS = {
         rf"{_ID}/Microsoft\.ManagedIdentity/userAssignedIdentities/[\w-]+",
         "the id of a managed identity",
     ),
+    "worker": (_UUID, "the client id of a managed identity, a UUID"),
     "zone": (r"[1-9]", "the number of a zone"),
 }
 
@@ -215,6 +218,8 @@ class VmConfig:
     `lifetime` is how long it may live at most. A machine is private unless `public`, which asks for
     a security group; `max_price` is what an hour of a spot machine may cost, in US dollars.
     `secure_boot` may be turned off for an image that is not signed with a key that Azure knows.
+    `worker` is the client id of the managed identity that asks for machines, where the worker has
+    several; `identity` is one that the machine itself gets.
     """
 
     subscription: str
@@ -231,6 +236,7 @@ class VmConfig:
     public: bool = False
     security_group: str | None = None
     identity: str | None = None
+    worker: str | None = None
     zone: str | None = None
     disk_gib: int | None = None
     endpoint: str = ENDPOINT
@@ -319,14 +325,14 @@ class AzureVms:
     """The machines of one configuration. Safe to use from many processes at once."""
 
     def __init__(
-        self, config: VmConfig, credential: Any = None, *, poll: float = 10.0, **options: Any
+        self, config: VmConfig, credential: Any = None, *, poll: float | None = None, **options: Any
     ) -> None:
         """Connect; nothing is sent yet.
 
         Args:
             config: which machines.
             credential: by default the worker's identity, as azure-identity finds it.
-            poll: seconds between two looks at something that takes a while.
+            poll: seconds between two looks at something that takes a while; 10 by default.
             options: for the libraries' clients.
 
         Raises:
@@ -342,7 +348,9 @@ class AzureVms:
             if credential is None:
                 from azure.identity import DefaultAzureCredential
 
-                credential = DefaultAzureCredential()
+                credential = DefaultAzureCredential(
+                    **({"managed_identity_client_id": config.worker} if config.worker else {})
+                )
         except ImportError as error:
             raise LibraryError(
                 "the libraries for Azure are not installed",
@@ -350,6 +358,7 @@ class AzureVms:
                 advice="pip install 'aicert[azure]'",
             ) from error
         self.config = config
+        poll = POLL_SECONDS if poll is None else poll
         self._poll = poll
         common = {
             "base_url": config.endpoint,
@@ -390,14 +399,20 @@ class AzureVms:
 
     # -- create ----------------------------------------------------------------------------------
 
-    def create(self, run: str, tags: Mapping[str, str] | None = None) -> Vm:
+    def create(
+        self, run: str, tags: Mapping[str, str] | None = None, *, user_data: str | None = None
+    ) -> Vm:
         """Make the machine of a run, or find the one that an earlier attempt made; wait for it.
+
+        `user_data` (base64) is what only the machine, and who may read it in Azure, can see.
 
         Raises:
             AzureVmError: (a subclass) it cannot be had; nothing of it is left, unless the error's
                 advice says so.
         """
         plan = self.plan(run, tags)
+        if user_data is not None:
+            plan.request["properties"]["userData"] = user_data
         deadline = time.monotonic() + _CREATE_SECONDS
         try:
             with _explained(f"machine {plan.name}"):

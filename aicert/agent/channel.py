@@ -5,12 +5,16 @@ PCR 15, before anything is asked of it. A caller takes the certificate that the 
 the TPM quote PCR 15 with a nonce of the caller's, and so learns whose channel this is before it
 sends anything. Whoever stands between shows a certificate that no quote speaks for.
 
+Where the machine was made for the caller, its maker can give it a secret that both know: then the
+agent belongs to that caller alone, and shows that it runs on that machine and on no other.
+
 Both ends are here, and nothing of any cloud or hypervisor. The certificate is only a wrapping for
 its key: no name, no date and no issuer in it counts.
 """
 
 import base64
 import hashlib
+import hmac
 import json
 import os
 import secrets
@@ -71,6 +75,12 @@ class ClaimedError(ChannelError):
     code = "channel.claimed"
 
 
+class OtherMachineError(ChannelError):
+    """The agent does not know the secret that the machine was made with."""
+
+    code = "channel.other-machine"
+
+
 class TokenError(ChannelError):
     """The caller did not show the token of the one whom the agent belongs to."""
 
@@ -84,6 +94,19 @@ def binding(nonce: bytes, spki: str) -> bytes:
     made that passes for that of a run.
     """
     return hashlib.sha256(_DOMAIN + nonce + bytes.fromhex(spki)).digest()
+
+
+def owner_token(secret: bytes, spki: str) -> str:
+    """Return the token of the one who gave a machine this secret; good for this channel alone.
+
+    So whoever stands between and is shown it can do nothing with it.
+    """
+    return hmac.digest(secret, b"aicert owner v1\0" + bytes.fromhex(spki), "sha256").hex()
+
+
+def machine_proof(secret: bytes, nonce: bytes, spki: str) -> bytes:
+    """Return what only an agent on the machine that was given this secret can answer."""
+    return hmac.digest(secret, b"aicert machine v1\0" + nonce + bytes.fromhex(spki), "sha256")
 
 
 def spki_digest(certificate: bytes) -> str:
@@ -150,13 +173,15 @@ class ChannelKey:
 class Attestation:
     """The agent's answer: a quote (TPMS_ATTEST, TPMT_SIGNATURE, PCRs) and the boot event log.
 
-    Nothing in it is authenticated before `check`.
+    `proof` shows which machine it comes from, where that was made with a secret. Nothing in it is
+    authenticated before `check`.
     """
 
     message: bytes
     signature: bytes
     pcrs: Mapping[int, bytes]
     boot_event_log: bytes | None
+    proof: bytes | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Return the JSON form."""
@@ -166,6 +191,7 @@ class Attestation:
             "signature": _text(self.signature),
             "pcrs": {str(pcr): value.hex() for pcr, value in self.pcrs.items()},
             "bootEventLog": None if log is None else _text(log),
+            "proof": None if self.proof is None else self.proof.hex(),
         }
 
     @classmethod
@@ -181,23 +207,35 @@ class Attestation:
             reader.octets64("signature", max_bytes=_MAX_STRUCTURE),
             values,
             None if none else reader.octets64("bootEventLog", max_bytes=MAX_BOOT_LOG),
+            None if reader.null("proof") else reader.octets("proof", 32),
         )
         reader.done()
         return attestation
 
-    def check(self, ak: tpm2.Public, nonce: bytes, spki: str) -> Mapping[int, bytes]:
+    def check(
+        self, ak: tpm2.Public, nonce: bytes, spki: str, secret: bytes | None = None
+    ) -> Mapping[int, bytes]:
         """Check that the TPM vouches, now, for the key of this channel; return the PCRs.
 
         Args:
             ak: the attestation key, which the caller knows to live in the machine's TPM.
             nonce: what the caller asked with; fresh.
             spki: the key that the server showed (SHA-256 of its SubjectPublicKeyInfo, in hex).
+            secret: what the machine was given when it was made; None asks for no proof of it.
 
         Raises:
+            OtherMachineError: the agent runs on another machine.
             ReplayedError: the quote is for another nonce, or another channel's.
             NotMeasuredError: PCR 15 does not hold this key and nothing else.
             Error: (of `aicert.tpm2`) the quote is not one of that key, or its PCRs are others.
         """
+        if secret is not None and not hmac.compare_digest(
+            machine_proof(secret, nonce, spki), self.proof or b""
+        ):
+            raise OtherMachineError(
+                "this agent runs on another machine than the one that was made for the run",
+                advice="somebody stands between, or another machine has its address: start anew",
+            )
         attest = tpm2.check_quote(self.message, self.signature, ak)
         if attest.extra_data != binding(nonce, spki):
             raise ReplayedError(
@@ -239,8 +277,10 @@ class Remote:
     token: str
 
     @classmethod
-    def find(cls, host: str, port: int) -> "Remote":
+    def find(cls, host: str, port: int, secret: bytes | None = None) -> "Remote":
         """Take the certificate that is shown there. It means nothing until a quote speaks for it.
+
+        `secret` is what the machine was given when it was made, if it was.
 
         Raises:
             UnreachableError: no TLS server answers.
@@ -260,7 +300,9 @@ class Remote:
                 "the agent's channel cannot be reached", got=f"{host}:{port}: {error}"
             ) from error
         assert certificate is not None
-        return cls(host, port, certificate, secrets.token_hex(32))
+        if secret is None:
+            return cls(host, port, certificate, secrets.token_hex(32))
+        return cls(host, port, certificate, owner_token(secret, spki_digest(certificate)))
 
     @property
     def spki(self) -> str:

@@ -110,12 +110,13 @@ class AgentClient:
         """
         self._json("POST", "/claim", {"token": remote.token})
 
-    def attest(self, remote: Remote, ak: tpm2.Public) -> Attestation:
+    def attest(self, remote: Remote, ak: tpm2.Public, secret: bytes | None = None) -> Attestation:
         """Have the machine's TPM say, for a fresh nonce, that this channel ends at its agent.
 
         Args:
             remote: the channel that this client uses.
             ak: the attestation key, which the caller knows to live in the machine's TPM.
+            secret: what the machine was given when it was made, if it was.
 
         Returns:
             What was quoted, authenticated: the PCRs say what was booted.
@@ -125,11 +126,14 @@ class AgentClient:
         """
         nonce = secrets.token_bytes(NONCE_BYTES)
         answer = Attestation.from_json(self._json("POST", "/attest", {"nonce": nonce.hex()}))
-        answer.check(ak, nonce, remote.spki)
+        answer.check(ak, nonce, remote.spki, secret)
         return answer
 
     def send(self, name: str, path: Path) -> None:
-        """Send a file of this machine to a remote agent, as the spec's relative path `name`."""
+        """Send a file of this machine to a remote agent, as the spec's relative path `name`.
+
+        Sent again, as after a connection that broke, it takes the place of what came before.
+        """
         with path.open("rb") as file, self._lost():
             self._check(self._http.put(f"/files/{quote(name)}", content=file))
 

@@ -1,7 +1,8 @@
-"""Machines on this host: start an agent, certify its attestation key, end it without a trace.
+"""Machines: start an agent, certify its attestation key, end it without a trace.
 
 This runs on the operator's side, outside the agent. It holds the operator's CA, which the agent
-never sees: the CA challenges the agent's TPM and then certifies its key.
+never sees: the CA challenges the agent's TPM and then certifies its key. Every machine has a folder
+on this host, also one that is elsewhere (`azure_machine`).
 """
 
 import fcntl
@@ -18,11 +19,14 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from datetime import datetime
 from pathlib import Path
 from typing import Any, Literal
 
-from aicert.agent import azure, swtpm
+from aicert.agent import azure, azure_machine, swtpm
+from aicert.agent.azure_machine import AzureMachine
 from aicert.agent.ca import DevelopmentCa, Enrollment
+from aicert.agent.channel import Remote
 from aicert.agent.client import AgentClient, LostAgentError
 from aicert.agent.engine import RUNTIME, runtime_folder
 from aicert.errors import Error
@@ -34,6 +38,10 @@ _TAKE_OVER_SECONDS = 1.0
 _ABOUT = "machine.json"
 _KEEPER = "keeper"
 _KEPT = "kept"
+_TAG_PREFIX = "aicert-"
+FLOW_RUN_TAG = f"{_TAG_PREFIX}flowRun"
+"""The tag, in Azure, of the flow run that a machine was made for."""
+
 MAX_SOCKET_PATH = 107
 """The longest path of a Unix socket, in bytes (unix(7))."""
 
@@ -89,18 +97,20 @@ def default_state() -> Path:
 
 @dataclass(frozen=True, slots=True)
 class MachineConfig:
-    """How to start a machine on this host.
+    """How to start a machine: on this host, or from it.
 
     `local` starts a software TPM of its own; `host` uses the TPM that `tcti` names, whose EK
     certificate must chain to a root in `ek_roots` (PEM); `azure-host` uses that of the Azure VM
     that this host is, whose attestation key Azure certified, with `intermediates` (PEM) besides
-    those that are carried.
+    those that are carried. `azure` has a virtual machine made in Azure, as `azure` says.
 
     The machine ends with the process that started it, or `outlive` seconds later: until then
-    another process may adopt it. `keep` keeps the folder of a machine whose run failed.
+    another process may adopt it. One in Azure is not ended by the kernel: whoever retries the run
+    adopts it, and otherwise the reaper ends it, or Azure itself when its time is over. `keep` keeps
+    the folder of a machine whose run failed.
     """
 
-    kind: Literal["local", "host", "azure-host"] = "local"
+    kind: Literal["local", "host", "azure-host", "azure"] = "local"
     state: Path = field(default_factory=default_state)
     algorithm: Literal["ecc", "rsa"] = "ecc"
     engine: Literal["podman", "docker"] | None = None
@@ -108,12 +118,13 @@ class MachineConfig:
     ek_roots: Path | None = None
     intermediates: Path | None = None
     metadata: str = azure.METADATA
+    azure: AzureMachine | None = None
     keep: bool = False
     outlive: int = 0
 
     @property
     def ca(self) -> Path:
-        """The folder of the CA that certifies this machine's attestation keys; not on Azure.
+        """The folder of the CA that certifies this machine's attestation keys; not in Azure.
 
         Hardware and software TPMs have one each: a verifier that pins the first as `hardware` must
         not thereby trust the second.
@@ -133,8 +144,13 @@ class MachineHandle:
 
     @property
     def socket(self) -> Path:
-        """Where the agent listens."""
+        """Where the agent listens, if it is on this host."""
         return self.directory / "agent.sock"
+
+    @property
+    def remote(self) -> bool:
+        """Tell whether the agent sees none of this host's files."""
+        return self.kind == "azure"
 
     def to_json(self) -> dict[str, Any]:
         """Return the JSON form."""
@@ -171,17 +187,22 @@ def start(
     config: MachineConfig,
     run: str,
     tags: Mapping[str, str | None] | None = None,
-    on_wait: Callable[[], None] | None = None,
+    on_wait: Callable[[str], None] = lambda _: None,
 ) -> MachineHandle:
     """Start a machine for one run: its agent answers and its attestation key is certified.
 
     The machine ends when `destroy` is called or, `config.outlive` seconds later, when this process
     ends. `tags` say whose it is, for `adopt` and for whoever finds the folder. A `host` machine
-    has the host's TPM to itself: while another one uses it this waits, and says so by `on_wait`.
+    has the host's TPM to itself: while another one uses it this waits. `on_wait` is told of what
+    is waited for.
 
     Raises:
         MachineError: it could not be started; nothing of it is left.
+        AzureVmError: Azure did not make it; its advice says so where something is left.
+        ChannelError: something else than the machine's agent answers.
     """
+    if config.azure is not None:
+        return _start_in_azure(config.state, config.azure, run, dict(tags or {}), on_wait)
     if os.geteuid() != 0:
         raise RootError(
             "the machine needs root: for namespaces of its own, and for the container engine",
@@ -244,8 +265,41 @@ def _start(
     return handle
 
 
+def _start_in_azure(
+    state: Path,
+    wanted: AzureMachine,
+    run: str,
+    tags: dict[str, str | None],
+    on_wait: Callable[[str], None],
+) -> MachineHandle:
+    machine_id = secrets.token_hex(6)
+    directory = state / "machines" / machine_id
+    handle = MachineHandle(machine_id, "azure", run, os.getpid(), directory)
+    with _sweeping(state):
+        directory.mkdir(mode=0o700)
+        # Held by this process: a folder whose lock is free may be adopted.
+        lock = os.open(directory / "lock", os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        with _lock:
+            _keeps[machine_id] = (None, lock)
+        # First of all: whatever happens from now on, somebody can find the machine.
+        (directory / _ABOUT).write_text(json.dumps({"handle": handle.to_json(), "tags": tags}))
+        azure_machine.prepare(wanted, directory)
+    try:
+        azure_machine.provision(directory, run, _azure_tags(tags), on_wait)
+    except BaseException:
+        with suppress(Error):  # the reaper tries again; the error says so
+            destroy(handle)
+        raise
+    return handle
+
+
+def _azure_tags(tags: Mapping[str, str | None]) -> dict[str, str]:
+    return {f"{_TAG_PREFIX}{name}": value for name, value in tags.items() if value is not None}
+
+
 @contextmanager
-def _owning_tpm(config: MachineConfig, on_wait: Callable[[], None] | None) -> Iterator[list[int]]:
+def _owning_tpm(config: MachineConfig, on_wait: Callable[[str], None]) -> Iterator[list[int]]:
     """Lock the host's TPM, where it is used; yield the lock's descriptor, for the agent to hold.
 
     Two runs that extend the same PCRs would spoil each other's log, and both would be refused.
@@ -262,18 +316,20 @@ def _owning_tpm(config: MachineConfig, on_wait: Callable[[], None] | None) -> It
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            if on_wait is not None:
-                on_wait()
+            on_wait("waiting: another run has the host's TPM")
             fcntl.flock(descriptor, fcntl.LOCK_EX)
         yield [descriptor]
     finally:
         os.close(descriptor)
 
 
-def adopt(config: MachineConfig, tags: Mapping[str, str]) -> MachineHandle | None:
+def adopt(
+    config: MachineConfig, tags: Mapping[str, str], on_wait: Callable[[str], None] = lambda _: None
+) -> MachineHandle | None:
     """Take over the living machine that has these tags, where its process has ended; or None.
 
-    The machine then ends with this process. One whose run cannot go on is destroyed.
+    The machine then ends with this process. One whose run cannot go on, or that is not what
+    `config` asks for any more, is destroyed.
     """
     for machine in living(config.state):
         if any(machine.tags.get(name) != value for name, value in tags.items()):
@@ -282,13 +338,20 @@ def adopt(config: MachineConfig, tags: Mapping[str, str]) -> MachineHandle | Non
         with _lock:
             mine = handle.id in _keeps
         if not mine:
-            keeper = _take_over(handle.directory)
+            keeper = _take_over(handle)
             if keeper is None:
                 continue  # somebody else keeps it, or it has just ended
             with _lock:
                 _keeps[handle.id] = (None, keeper)
-        with suppress(Error), attach(handle) as client:
-            health = client.health()
+        with suppress(Error):
+            if handle.remote:
+                if azure_machine.settings(handle.directory) != config.azure:
+                    raise MachineError("the machine is not what is asked for any more")
+                # Its process may have died before the machine was made, or Azure took it away.
+                own = _azure_tags(machine.tags)
+                azure_machine.provision(handle.directory, handle.run, own, on_wait)
+            with attach(handle) as client:
+                health = client.health()
             if not health["spent"] and health["run"] in (None, handle.run):
                 return handle
         destroy(handle)
@@ -297,10 +360,14 @@ def adopt(config: MachineConfig, tags: Mapping[str, str]) -> MachineHandle | Non
 
 @dataclass(frozen=True, slots=True)
 class Living:
-    """A machine that lives: its handle, and the tags that it was started with."""
+    """A machine that lives: its handle, the tags that it was started with, when it must end.
+
+    One in Azure counts as living until it is destroyed, for who knows?
+    """
 
     handle: MachineHandle
     tags: dict[str, str]
+    expires: datetime | None = None
 
 
 def living(state: Path) -> list[Living]:
@@ -309,27 +376,36 @@ def living(state: Path) -> list[Living]:
     for about in sorted((state / "machines").glob(f"*/{_ABOUT}")):
         with suppress(OSError, ValueError, KeyError, Error):
             value = json.loads(about.read_text())
-            machine = Living(MachineHandle.from_json(value["handle"]), value["tags"])
-            if _held(about.parent):
+            remote = azure_machine.is_prepared(about.parent)
+            expires = azure_machine.expires(about.parent) if remote else None
+            machine = Living(MachineHandle.from_json(value["handle"]), value["tags"], expires)
+            if remote or _held(about.parent):
                 found.append(machine)
     return found
 
 
 def attach(handle: MachineHandle) -> AgentClient:
     """Return a client of the machine's agent."""
-    return AgentClient(handle.socket)
+    return AgentClient(
+        Remote.load(handle.directory / azure_machine.CHANNEL) if handle.remote else handle.socket
+    )
 
 
 def destroy(handle: MachineHandle, *, keep: bool = False) -> None:
     """End a machine and remove its folder (unless `keep`); safe to call twice, from any process.
 
     The agent gets a moment to stop its container; then the kernel ends the whole namespace.
+
+    Raises:
+        AzureVmError: Azure has not deleted it; calling again is safe, and the reaper does.
     """
+    if azure_machine.is_prepared(handle.directory):
+        azure_machine.destroy(handle.directory, handle.run)
     with _lock:
         process, keeper = _keeps.pop(handle.id, (None, None))
     if process is not None and process.poll() is None:
         _end(process)
-    if process is None and _held(handle.directory):
+    if process is None and not handle.remote and _held(handle.directory):
         # Started by another process: its folder's lock says that it still lives.
         with suppress(ProcessLookupError):
             os.kill(handle.pid, signal.SIGKILL)
@@ -372,7 +448,10 @@ def _sweeping(state: Path) -> Iterator[list[str]]:
         yield [
             directory.name
             for directory in sorted(machines.iterdir())
-            if not _held(directory) and not (directory / _KEPT).exists() and _remove(directory)
+            if not _held(directory)
+            and not (directory / _KEPT).exists()
+            and not azure_machine.is_prepared(directory)
+            and _remove(directory)
         ]
     finally:
         os.close(descriptor)
@@ -462,8 +541,11 @@ def _try_lock(path: Path) -> int | None:
     return descriptor
 
 
-def _take_over(directory: Path) -> int | None:
+def _take_over(handle: MachineHandle) -> int | None:
     """Become the keeper of a machine that has none; None where it has one."""
+    directory = handle.directory
+    if handle.remote:
+        return _try_lock(directory / "lock")
     deadline = time.monotonic() + _TAKE_OVER_SECONDS
     while _held(directory):
         with suppress(OSError):

@@ -22,7 +22,13 @@ from starlette.responses import FileResponse, JSONResponse, Response, StreamingR
 from starlette.routing import Route
 
 from aicert import canonical
-from aicert.agent.channel import NONCE_BYTES, ChannelKey, ClaimedError, TokenError
+from aicert.agent.channel import (
+    NONCE_BYTES,
+    ChannelKey,
+    ClaimedError,
+    TokenError,
+    owner_token,
+)
 from aicert.agent.service import Service, Step, UnknownRunError
 from aicert.certificate import MAX_CHAIN, MAX_X509_BYTES
 from aicert.errors import Error
@@ -39,13 +45,15 @@ class BadRequestError(Error):
     code = "api.request"
 
 
-def application(service: Service, *, remote: bool = False) -> Starlette:
+def application(
+    service: Service, *, remote: bool = False, owned_by: str | None = None
+) -> Starlette:
     """Return the ASGI application that serves `service`.
 
-    A `remote` one anybody can reach: it attests to whoever asks, belongs to the first who claims
-    it, and does nothing for others.
+    A `remote` one anybody can reach: it attests to whoever asks, belongs to the one who has the
+    token `owned_by` or else to the first who claims it, and does nothing for others.
     """
-    owner: list[str] = []
+    owner: list[str] = [] if owned_by is None else [owned_by]
 
     def route(path: str, method: str, endpoint: Callable[[Request], Awaitable[Response]]) -> Route:
         async def owned(request: Request) -> Response:
@@ -79,7 +87,7 @@ def application(service: Service, *, remote: bool = False) -> Starlette:
 
     async def receive(request: Request) -> Response:
         path = service.receive(request.path_params["path"])
-        with path.open("xb") as target:
+        with path.open("wb") as target:
             async for chunk in request.stream():
                 await run_in_threadpool(target.write, chunk)
         return Response(status_code=204)
@@ -172,10 +180,14 @@ def listen_tcp(address: str) -> socket.socket:
 def serve(service: Service, listener: socket.socket, channel: ChannelKey | None = None) -> None:
     """Serve until SIGTERM or SIGINT; then stop the run and return.
 
-    With a `channel`, over TLS with its key, to whoever claims the agent first.
+    With a `channel`, over TLS with its key, to whoever the machine was made for; where that is not
+    known, to whoever claims the agent first.
     """
+    owner = None
+    if channel is not None and service.secret is not None:
+        owner = owner_token(service.secret, channel.spki)
     config = uvicorn.Config(
-        application(service, remote=channel is not None),
+        application(service, remote=channel is not None, owned_by=owner),
         lifespan="off",
         log_level="warning",
         access_log=False,

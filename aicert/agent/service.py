@@ -16,7 +16,13 @@ from typing import Any
 import aicert
 from aicert import log, oms
 from aicert.agent.ca import Identity
-from aicert.agent.channel import Attestation, ChannelKey, NotMeasuredError, binding
+from aicert.agent.channel import (
+    Attestation,
+    ChannelKey,
+    NotMeasuredError,
+    binding,
+    machine_proof,
+)
 from aicert.agent.engine import Engine
 from aicert.agent.run import (
     QUOTED_PCRS,
@@ -111,11 +117,13 @@ class Service:
         boot_event_log: bytes | None = None,
         cpu_report: CpuReport | None = None,
         channel: ChannelKey | None = None,
+        secret: bytes | None = None,
     ) -> None:
         """Serve the TPM; make an attestation key unless one is given with its chain.
 
         With a `channel` its key is measured now, and the run's baseline is quoted just before: so
         the log of the run, which begins with that key, leads from the one quote to the other.
+        `secret` is what the machine was given by the one that it was made for.
 
         Raises:
             NotMeasuredError: something was measured into the channel's PCR before.
@@ -132,6 +140,7 @@ class Service:
         self._steps: dict[str, Step] = {}
         self._spent = False
         self._channel = channel
+        self.secret = secret
         self._baseline: Quote | None = None
         if channel is not None:
             self._baseline = self._measure_channel(channel)
@@ -152,7 +161,9 @@ class Service:
         """Have the TPM say, for a caller's nonce, whose channel this is and what was booted."""
         assert self._channel is not None
         quote = self._tpm.quote(self._ak, binding(nonce, self._channel.spki), QUOTED_PCRS)
-        return Attestation(quote.message, quote.signature, quote.pcrs, self._boot_event_log)
+        spki, secret = self._channel.spki, self.secret
+        proof = None if secret is None else machine_proof(secret, nonce, spki)
+        return Attestation(quote.message, quote.signature, quote.pcrs, self._boot_event_log, proof)
 
     @property
     def received(self) -> Path:

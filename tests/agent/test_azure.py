@@ -3,13 +3,11 @@
 import json
 import os
 import sys
-import threading
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -30,44 +28,13 @@ from aicert.trust import TrustStore
 from aicert.verify import Assurance, verify
 from examples.images import tiny
 from tests.support import snp
+from tests.support.azure import Vm, Web, azure_vtpm, pem
 from tests.support.forger import Authority
 from tests.support.nv import define_nv, make_persistent
 from tests.support.snp import Amd
 from tests.support.tpm import Factory, relay
 
 NOW = datetime.now(UTC)
-
-
-class Web:
-    """Azure's metadata service and its CAs' addresses, on loopback."""
-
-    def __init__(self) -> None:
-        self.pages: dict[str, bytes] = {}
-        self.asked: list[tuple[str, str | None]] = []
-        web = self
-
-        class Handler(BaseHTTPRequestHandler):
-            def do_GET(self) -> None:
-                web.asked.append((self.path, self.headers.get("Metadata")))
-                page = web.pages.get(self.path)
-                self.send_response(404 if page is None else 200)
-                self.end_headers()
-                self.wfile.write(page or b"")
-
-            def log_message(self, *_: object) -> None:
-                pass
-
-        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        threading.Thread(target=self.server.serve_forever, daemon=True).start()
-        self.url = f"http://127.0.0.1:{self.server.server_address[1]}"
-
-    def serve(self, amd: Amd) -> None:
-        vcek, *others = (
-            x509.load_der_x509_certificate(der).public_bytes(Encoding.PEM).decode()
-            for der in amd.chain()
-        )
-        answer = {"vcekCert": vcek, "certificateChain": "".join(others), "tcbm": "DB18000000000004"}
-        self.pages["/metadata/THIM/amd/certification"] = json.dumps(answer).encode()
 
 
 @pytest.fixture
@@ -93,35 +60,10 @@ def factory(tmp_path_factory: pytest.TempPathFactory) -> Factory:
     return Factory(tmp_path_factory.mktemp("azure"))
 
 
-@dataclass
-class Vm:
-    """A software TPM with the handle and the NV indices of an Azure VM's."""
-
-    tpm: Tpm
-    swtpm: Swtpm
-    chain: tuple[bytes, ...]
-    key: Any
-
-
 @pytest.fixture
 def vm(factory: Factory, authority: Authority) -> Iterator[Vm]:
-    with Swtpm(factory.make()) as swtpm, Tpm(swtpm.tcti) as tpm:
-        ak = make_persistent(tpm, azure.AK_HANDLE)
-        key = tpm2.parse_public(ak.public).key
-        chain = authority.chain(key)
-        # Padded, as NV memory may be.
-        define_nv(tpm, azure.AK_CERTIFICATE_INDEX, chain[0] + b"\0" * 100)
-        yield Vm(tpm, swtpm, chain, key)
-
-
-def pem(folder: Path, *certificates: bytes) -> Path:
-    path = folder / "intermediates.pem"
-    path.write_bytes(
-        b"".join(
-            x509.load_der_x509_certificate(der).public_bytes(Encoding.PEM) for der in certificates
-        )
-    )
-    return path
+    with azure_vtpm(factory, authority) as made:
+        yield made
 
 
 def hcl(amd: Amd, key: Any, **changes: Any) -> bytes:

@@ -31,7 +31,7 @@ def test_a_second_machine_waits_until_the_first_has_done_with_the_tpm(
     waits, started = threading.Event(), threading.Event()
 
     def begin() -> None:
-        second = machine.start(config, "two", on_wait=waits.set)
+        second = machine.start(config, "two", on_wait=lambda _: waits.set())
         started.set()
         machine.destroy(second)
 

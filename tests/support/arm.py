@@ -151,6 +151,10 @@ class Arm:
         self.faults: list[Fault] = []
         self.allocation_fails: tuple[str, str] | None = None
         self.looks = 1
+        self.address = "10.0.0.4"
+        self.on_made: Callable[[dict[str, Any], str | None], None] = lambda machine, data: None
+        self.on_deleted: Callable[[dict[str, Any]], None] = lambda machine: None
+        self._user_data: dict[str, str] = {}
         self.skus: list[dict[str, Any]] = []
         self.usages: list[dict[str, Any]] = []
         self._operations: dict[str, Operation] = {}
@@ -258,6 +262,9 @@ class Arm:
             found = self.resources.get(lower)
             if found is None:
                 return 404, {}, _error("ResourceNotFound", f"{path} was not found")
+            if "userData" in parameters.get("$expand", "") and lower in self._user_data:
+                data = {"userData": self._user_data[lower]}
+                return 200, {}, {**found, "properties": {**found["properties"], **data}}
             return 200, {}, found
         if handler.command == "PUT":
             return self._put(handler, path, value)
@@ -302,6 +309,9 @@ class Arm:
         """Make the machine, its disk, its interfaces and their addresses."""
         machine = self._add(path, VM, value)
         machine["properties"]["provisioningState"] = "Creating"
+        # Shown only to the machine itself, and to who asks for it.
+        if data := machine["properties"].pop("userData", None):
+            self._user_data[path.lower()] = data
         network = machine["properties"]["networkProfile"]
         made = []
         for number, wanted in enumerate(network.pop("networkInterfaceConfigurations")):
@@ -310,7 +320,8 @@ class Arm:
             name = f"{wanted['name']}-{uuid.uuid4().hex[:8]}"
             nic = f"{PREFIX}/Microsoft.Network/networkInterfaces/{name}"
             address = inner["ipConfigurations"][0]["properties"]
-            ip: dict[str, Any] = {"privateIPAddress": f"10.0.0.{4 + number}"}
+            host, _, last = self.address.rpartition(".")
+            ip: dict[str, Any] = {"privateIPAddress": f"{host}.{int(last) + number}"}
             if public := address.get("publicIPAddressConfiguration"):
                 place = f"{PREFIX}/Microsoft.Network/publicIPAddresses/{public['name']}"
                 self._add(place, "Microsoft.Network/publicIPAddresses", public)
@@ -335,6 +346,7 @@ class Arm:
     def _made(self, machine: dict[str, Any]) -> dict[str, Any] | None:
         if self.allocation_fails is None:
             machine["properties"]["provisioningState"] = "Succeeded"
+            self.on_made(machine, self._user_data.get(machine["id"].lower()))
             return None
         code, message = self.allocation_fails
         machine["properties"]["provisioningState"] = "Failed"
@@ -392,6 +404,8 @@ class Arm:
         machine = self.resources.pop(path.lower(), None)
         if machine is None:
             return
+        self._user_data.pop(path.lower(), None)
+        self.on_deleted(machine)
         profile = machine["properties"]["networkProfile"]["networkInterfaces"]
         for nic in (self.resources[item["id"].lower()] for item in profile):
             if nic["deleteWith"] == "Delete":
