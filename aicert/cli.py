@@ -389,6 +389,28 @@ def data_group() -> None:
     """Show that one record is in the data of a training, or is not."""
 
 
+@data_group.command("root")
+@click.argument("kind", type=click.Choice(["lines", "jsonl", "files"]))
+@click.argument("files", type=click.Path(path_type=Path, exists=True))
+@click.option("--scratch", type=_Folder, help="Folder for about 64 bytes for each record.")
+def data_root(kind: str, files: Path, scratch: Path | None) -> None:
+    """Print the commitment to the records of FILES, a file or a folder, as a run measures it.
+
+    Before a run it tells whether FILES can be taken apart; after one, whether they are the same.
+    """
+    import tempfile
+
+    from aicert import records
+
+    try:
+        folder, tree = records.listing(files)
+        with tempfile.TemporaryDirectory(dir=scratch) as place, _reading(tree.size) as bar:
+            held = records.commit(folder, tree, kind, scratch=Path(place), progress=bar.update)
+    except Error as error:
+        _fail(error, False, COULD_NOT_CHECK)
+    _print_json(held.to_json())
+
+
 @data_group.command("prove")
 @click.argument("certificate", type=_Certificate)
 @click.argument("files", type=click.Path(path_type=Path, exists=True))
@@ -418,8 +440,7 @@ def data_prove(
         run = parse_run(Certificate.parse(data).records)
         item = proof.committed(run, name)
         assert item.records is not None
-        shown: dict[str, Any] = {"file": sys.stderr, "hidden": not sys.stderr.isatty()}
-        with click.progressbar(length=item.size, label="reading", **shown) as bar:
+        with _reading(item.size) as bar:
             digest = proof.digest_of(record, item.records.kind)
             made = proof.prove(item, files, digest, scratch=scratch, progress=bar.update)
         proof.check(made, run, digest)
@@ -605,6 +626,12 @@ def audit(
             f"{len(found) - len(refused)} of {len(found)} in {store}"
         )
     sys.exit(REFUSED if refused else 0)
+
+
+def _reading(size: int) -> Any:
+    """Return a bar for so many bytes, which nobody but a terminal sees."""
+    shown: dict[str, Any] = {"file": sys.stderr, "hidden": not sys.stderr.isatty()}
+    return click.progressbar(length=size, label="reading", **shown)
 
 
 def _finding(item: Any) -> dict[str, Any]:

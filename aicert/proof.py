@@ -21,7 +21,7 @@ from aicert import canonical, records
 from aicert.errors import Error
 from aicert.events import Input, Records
 from aicert.log import Run
-from aicert.manifest import File, Manifest, hash_file, scan
+from aicert.manifest import hash_file
 from aicert.merkle import DIGEST, path, root_of
 from aicert.reader import Reader
 from aicert.verify import Verdict
@@ -350,7 +350,15 @@ def prove(
     """
     if item.records is None:
         raise NoCommitmentError("the input's records are not committed to", got=item.name)
-    folder, manifest = _manifest(item, place)
+    folder, manifest = records.listing(place)
+    same = item.sha256 is not None and [file.sha256 for file in manifest.files] == [item.sha256]
+    if not same and manifest.digest != item.manifest:
+        raise OtherDataError(
+            f"these are not the files of the input {item.name}",
+            got=f"{len(manifest.files)} files, manifest {manifest.digest}",
+            expected=f"{item.files} files, manifest {item.manifest}",
+            advice=f"give them as they came from {item.uri}, with their names and nothing besides",
+        )
     with tempfile.TemporaryDirectory(prefix="aicert-", dir=scratch) as kept:
         leaves = Path(kept) / "leaves"
         with leaves.open("wb") as keep:
@@ -370,23 +378,6 @@ def prove(
             places = [index] if found else [n for n in (index - 1, index) if 0 <= n < made.distinct]
             shown = tuple(Leaf(n, digests[n], tuple(path(digests, n))) for n in places)
     return Proof(item.name, made, record, found, shown)
-
-
-def _manifest(item: Input, place: Path) -> tuple[Path, Manifest]:
-    """Return where the files lie and what they are, which must be what the certificate has."""
-    if place.is_dir():
-        folder, manifest = place, scan(place)
-    else:
-        folder, manifest = place.parent, Manifest.of([File(place.name, *hash_file(place))])
-    same = item.sha256 == manifest.files[0].sha256 if len(manifest.files) == 1 else False
-    if not same and manifest.digest != item.manifest:
-        raise OtherDataError(
-            f"these are not the files of the input {item.name}",
-            got=f"{len(manifest.files)} files, manifest {manifest.digest}",
-            expected=f"{item.files} files, manifest {item.manifest}",
-            advice=f"give them as they came from {item.uri}, with their names and nothing besides",
-        )
-    return folder, manifest
 
 
 class _Leaves(Sequence[bytes]):

@@ -30,17 +30,18 @@ from typing import IO, cast
 from aicert import canonical
 from aicert.errors import Error
 from aicert.events import RECORD_METHODS, Records
-from aicert.manifest import File, Manifest
+from aicert.manifest import File, Manifest, check_path, hash_file, scan
 from aicert.merkle import DIGEST, Tree
 
 MAX_RECORD = 16 << 20
 """The longest line, in bytes, and the longest JSON text of a record."""
 
 _MAX_MARKS = 1_000_000
-_BATCH = 1 << 19
+_BATCH = 1 << 18
 _BLOCK = 1 << 11
 _FAN = 64
 _BUFFER = 1 << 20
+_TICK = 1 << 14
 
 # What is not a text of one byte a character would be taken apart in the wrong places, and the
 # records that a person looks for would not be found: it is refused.
@@ -108,7 +109,8 @@ def commit(
         kind: `lines`, `jsonl` or `files`.
         scratch: a folder for at most 64 bytes for each record, which are removed at the end.
         keep: where to write the digests of the records, in order, each once.
-        progress: called with each number of bytes read, at times with 0; what it raises ends it.
+        progress: called with each number of bytes read, and now and then with 0; what it raises
+            ends the work.
 
     Raises:
         RecordsError: a file cannot be taken apart, has changed, or no file holds a record.
@@ -138,6 +140,17 @@ def commit(
             advice="ask for records of another kind, or for none",
         )
     return Records(RECORD_METHODS[kind], tree.root.hex(), count, tree.size)
+
+
+def listing(place: Path) -> tuple[Path, Manifest]:
+    """Return the folder in which files lie, and what they are: all of a folder, or one file.
+
+    Raises:
+        ManifestError: they cannot be read, or not accepted.
+    """
+    if place.is_dir():
+        return place, scan(place)
+    return place.parent, Manifest.of([File(check_path(place.name), *hash_file(place))])
 
 
 def record_digest(data: bytes, kind: str) -> bytes:
@@ -212,6 +225,8 @@ def _lines(path: Path, file: File, kind: str, report: Progress) -> Iterator[byte
                         expected=error.expected,
                         advice="mend the line, or ask for records of another kind: lines, files",
                     ) from error
+                if not number % _TICK:
+                    report(0)
                 if record:
                     yield hashlib.sha256(record).digest()
         except (EOFError, gzip.BadGzipFile, zlib.error) as error:
@@ -264,7 +279,7 @@ class _Hashed(io.RawIOBase):
 
 
 class Sorter:
-    """Sorts digests on the disk, each once; memory is that of half a million."""
+    """Sorts digests on the disk, each once; memory is that of a quarter of a million."""
 
     def __init__(self, scratch: Path) -> None:
         """Sort in a folder of its own below `scratch`."""

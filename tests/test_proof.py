@@ -461,6 +461,17 @@ def test_a_check_refuses_the_proof_of_another_record(
     assert "proof.record" in done.stderr
 
 
+def test_anybody_with_the_data_gets_the_measured_root(small: World, tmp_path: Path) -> None:
+    held = small.item().records
+    assert held is not None
+    done = aicert("root", "lines", small.folder, "--scratch", tmp_path)
+    assert json.loads(done.stdout) == held.to_json()
+    assert list(tmp_path.iterdir()) == []
+    done = aicert("root", "jsonl", small.folder)
+    assert done.exit_code == 3
+    assert "a, line 1" in done.stderr
+
+
 def test_what_cannot_be_proved_exits_with_3(small: World, files: Path, tmp_path: Path) -> None:
     (tmp_path / "a").write_bytes(b"1\n")
     certificate = files / "certificate.json"

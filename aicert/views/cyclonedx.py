@@ -129,6 +129,11 @@ def _input(part: Part) -> dict[str, Any]:
         "aicert:requested": item.requested,
         "aicert:revision": item.revision,
         "aicert:git-commit": item.git_commit,
+        **(
+            {}
+            if item.records is None
+            else {f"aicert:records-{name}": value for name, value in item.records.to_json().items()}
+        ),
     }
     return {
         "type": "data",

@@ -251,6 +251,31 @@ def test_a_step_that_failed_before_measuring_may_be_tried_again(live: Live, plac
         (place / "later.txt").unlink()
 
 
+def test_an_input_without_such_records_stops_the_run_before_anything_is_measured(
+    live: Live, place: Path
+) -> None:
+    live.job(spec(inputs=[
+        {"name": "code", "uri": "file:in.txt"},
+        {"name": "data", "uri": "file:in.txt", "records": "jsonl"},
+    ]))  # fmt: skip
+    for _ in range(2):  # what was fetched is taken up again
+        with pytest.raises(AgentError) as caught:
+            live.step("fetch")
+        assert caught.value.code == "records.invalid"
+        assert "in.txt, line 1" in caught.value.diagnostics()
+        assert not caught.value.final
+
+
+def test_records_are_committed_to_with_progress_and_leave_no_files(live: Live, place: Path) -> None:
+    (place / "lines.txt").write_text("one\ntwo\none\n")
+    live.job(spec(inputs=[{"name": "data", "uri": "file:lines.txt", "records": "lines"}]))
+    (held,) = [item["records"] for item in live.step("fetch")["summary"]["inputs"]]
+    assert (held["method"], held["count"], held["distinct"]) == ("lines/1", 3, 2)
+    assert any(event.get("what") == "records of data" for event in live.events)
+    left = [path.name for path in live.handle.directory.rglob(".records-*")]
+    assert left == []
+
+
 def test_an_input_with_another_digest_stops_the_run_and_names_the_file(live: Live) -> None:
     live.job(spec(inputs=[{"name": "data", "uri": "file:in.txt", "sha256": "00" * 32}]))
     with pytest.raises(AgentError) as caught:

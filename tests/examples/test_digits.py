@@ -1,20 +1,25 @@
 """The example, as the demo runs it: real data, PyTorch in its image, equal weights every time."""
 
+import gzip
 import json
 import os
+import shutil
 import subprocess
 import sys
+import tempfile
 import uuid
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from aicert import log
+from aicert import log, proof
 from aicert.agent import machine, spec
 from aicert.agent.machine import MachineConfig
 from aicert.agent.run import Run
 from aicert.certificate import Certificate
+from aicert.records import record_digest
 from examples.images import build
 
 ROOT = Path(__file__).parents[2]
@@ -46,8 +51,18 @@ def train(image: Path, state: Path, **changes: Any) -> Certificate:
         machine.destroy(handle)
 
 
-def test_the_example_learns_and_learns_the_same_every_time(image: Path, short_tmp: Path) -> None:
-    one, two = (log.parse_run(train(image, short_tmp).records) for _ in range(2))
+@pytest.fixture(scope="module")
+def one(image: Path) -> Iterator[log.Run]:
+    """A run of the example."""
+    state = Path(tempfile.mkdtemp(prefix="ac-"))
+    yield log.parse_run(train(image, state).records)
+    shutil.rmtree(state, ignore_errors=True)
+
+
+def test_the_example_learns_and_learns_the_same_every_time(
+    image: Path, one: log.Run, short_tmp: Path
+) -> None:
+    two = log.parse_run(train(image, short_tmp).records)
     assert one.end.metrics is not None
     accuracy = one.end.metrics.values["accuracy"]
     assert isinstance(accuracy, float)
@@ -57,6 +72,19 @@ def test_the_example_learns_and_learns_the_same_every_time(image: Path, short_tm
         "metrics.json",
         "model.safetensors",
     }
+
+
+def test_each_digit_is_provably_in_the_data_and_a_changed_one_is_not(one: log.Run) -> None:
+    item = proof.committed(one, None)
+    assert item.name == "data"
+    assert item.records is not None
+    assert item.records.count == 1797
+    data = SPEC.parent / "data" / "digits.csv.gz"
+    digit = gzip.decompress(data.read_bytes()).splitlines()[41]
+    for line, found in ((digit, True), (digit.replace(b"16", b"15", 1), False)):
+        made = proof.prove(item, data, record_digest(line, "lines"))
+        assert made.found is found
+        proof.check(made, one)
 
 
 def test_the_image_is_the_one_that_its_lock_names_or_says_why_not(image: Path) -> None:

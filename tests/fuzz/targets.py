@@ -6,10 +6,12 @@ input that was kept means the same tomorrow.
 """
 
 import base64
+import gzip
 import hashlib
 import json
 import os
 import struct
+import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import cache
@@ -28,10 +30,14 @@ from aicert import (
     card,
     certificate,
     dsse,
+    events,
     log,
     manifest,
+    merkle,
     oms,
     policy_file,
+    proof,
+    records,
     reference,
     statement,
     timestamp,
@@ -721,3 +727,73 @@ def timestamp_seeds() -> list[bytes]:
 
 target("timestamp", run_timestamp, timestamp_seeds, mutate.der,
        lambda: [tlv(0x30, b"\x30\x80" * 30_000), b"\x30\x83\xff\xff\xff" * 12_000])  # fmt: skip
+
+
+# -- records ---------------------------------------------------------------------------------------
+
+LINES = sorted(hashlib.sha256(b"%d" % number).digest() for number in range(21))
+
+
+@cache
+def recorded() -> log.Run:
+    """A run that commits to 21 records."""
+    tree = merkle.Tree()
+    tree.extend(LINES)
+    held = events.Records("lines/1", tree.root.hex(), 30, len(LINES))
+    run = log.parse_run(good()[0].records)
+    return replace(run, inputs=tuple(replace(item, records=held) for item in run.inputs))
+
+
+def run_proof(data: bytes) -> None:
+    parsed = proof.Proof.parse(data)
+    assert parsed.encode() == data
+    proof.check(parsed, recorded())
+    # Whatever is accepted is true.
+    assert parsed.found is (parsed.record in LINES)
+
+
+def proof_seeds() -> list[bytes]:
+    """Proofs of what is there, of what is not, and of what lies beyond the ends."""
+    held = recorded().inputs[0].records
+    assert held is not None
+    made = []
+    for record, places in (
+        (LINES[7], [7]), (LINES[20], [20]), (bytes(32), [0]), (b"\xff" * 32, [20]),
+        (LINES[9][:-1] + b"\xff", [9, 10]), (LINES[15][:-1] + b"\xff", [15, 16]),
+    ):  # fmt: skip
+        leaves = tuple(proof.Leaf(n, LINES[n], tuple(merkle.path(LINES, n))) for n in places)
+        made.append(proof.Proof("data", held, record, record in LINES, leaves).encode())
+    return made
+
+
+target("proof", run_proof, proof_seeds, mutate.document,
+       lambda: [b"[" * 20_000, b'{"leaves":[' + b'{"path":[]},' * 1200 + b"0]}"])  # fmt: skip
+
+
+def run_records(data: bytes) -> None:
+    """A file of an input is an attacker's: however it is taken apart, it makes one commitment."""
+    with tempfile.TemporaryDirectory(dir=_memory()) as folder:
+        place = Path(folder) / "input"
+        place.mkdir()
+        (place / "a").write_bytes(data)
+        listed = manifest.scan(place, jobs=1)
+        held = records.commit(place, listed, "jsonl", scratch=Path(folder))
+        assert held.distinct <= held.count <= records.commit(
+            place, listed, "lines", scratch=Path(folder)
+        ).count  # fmt: skip
+        assert [path.name for path in Path(folder).iterdir()] == ["input"]
+
+
+def _memory() -> str | None:
+    return "/dev/shm" if Path("/dev/shm").is_dir() else None
+
+
+RECORDS = b'\xef\xbb\xbf{"b": 1.0, "a": "\\u00e9"}\r\n\n [1e2, null]\n"text"\n7'
+target("records", run_records,
+       lambda: [RECORDS, gzip.compress(RECORDS, mtime=0),
+                gzip.compress(RECORDS, mtime=0) + gzip.compress(b"\n8\n", mtime=0)],
+       mutate.octets,
+       lambda: [b"[" * (1 << 20), b"\n" * (1 << 20), b"1\n" * 100_000, bytes(20 << 20),
+                b"9" * (1 << 20), b"[" + b"1," * 400_000 + b"1]",
+                gzip.compress(bytes(64 << 20), mtime=0),
+                gzip.compress(b"\n" * (1 << 20), mtime=0)])  # fmt: skip

@@ -8,7 +8,7 @@ from tests.fuzz import engine
 from tests.fuzz.targets import TARGETS, json_stress
 
 RUNS = {"verify": 60, "verify-signed": 80, "card": 120, "certificate": 60, "log": 250,
-        "chain": 500, "chain-signed": 400, "oms": 400}  # fmt: skip
+        "chain": 500, "chain-signed": 400, "oms": 400, "records": 600}  # fmt: skip
 ONE_CODE = {"policy", "pattern"}  # the parser has one code for every mistake
 
 LARGE = [
