@@ -567,6 +567,173 @@ def run(
 
 
 @main.command()
+@click.argument("certificate", type=_Certificate)
+@click.option("--base", type=_Folder, help="Folder that relative paths of the spec start from.")
+@click.option("--input", "inputs", multiple=True, metavar="NAME=URI",
+    help="Have an input from there instead; its content must be the same. Repeatable.",
+)  # fmt: skip
+@click.option("--image", help="Have the image from there instead; it must be the same.")
+@click.option("--weights", type=_Folder,
+    help="The original's outputs, for a tolerance; by default `weights` beside CERTIFICATE.",
+)  # fmt: skip
+@click.option("--tolerance", type=click.FloatRange(min=0),
+    help="How far values of tensors may be apart; without, every bit counts.",
+)  # fmt: skip
+@click.option("--relative", type=click.FloatRange(min=0), help="The same, as a part of the value.")
+@click.option("--ignore", multiple=True, metavar="PATH", help="An output that does not count.")
+@click.option("--root", type=click.Path(path_type=Path),
+    help="A root for software TPMs that CERTIFICATE may have; by default your own CA's.",
+)  # fmt: skip
+@click.option("--hardware-root", type=click.Path(path_type=Path), help="The same, for real TPMs.")
+@click.option("--allow-simulated", is_flag=True, help="Accept a software TPM for CERTIFICATE.")
+@click.option("--policy", type=_File, help="A policy that CERTIFICATE must pass.")
+@click.option("--store", help="Folder or URL to publish to.")
+@click.option("--engine", type=click.Choice(["auto", "podman", "docker"]), default="auto",
+    show_default=True, help="Container engine.",
+)  # fmt: skip
+@click.option("--verbose", is_flag=True, help="Show the training's lines too.")
+@click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
+def reproduce(
+    certificate: str,
+    base: Path | None,
+    inputs: tuple[str, ...],
+    image: str | None,
+    weights: Path | None,
+    tolerance: float | None,
+    relative: float | None,
+    ignore: tuple[str, ...],
+    root: Path | None,
+    hardware_root: Path | None,
+    allow_simulated: bool,
+    policy: Path | None,
+    store: str | None,
+    engine: str,
+    verbose: bool,
+    as_json: bool,
+) -> None:
+    """Train again what CERTIFICATE describes, on this machine (as root), and compare.
+
+    CERTIFICATE is a file, or its https:// address. Every input is demanded by its digest, and the
+    image by its own. The second run is certified and published, with the comparison beside it.
+    """
+    places = {}
+    for item in inputs:
+        name, found, uri = item.partition("=")
+        if not found:
+            raise click.UsageError(f"--input is NAME=URI, not {item!r}")
+        places[name] = uri
+    demands = {
+        "policy": policy,
+        "roots": root,
+        "hardware_roots": hardware_root,
+        "allow_simulated": allow_simulated,
+    }
+    status = _extra("flows.cli", "pipeline").reproduce(
+        certificate,
+        store=store,
+        engine=engine,
+        demands=demands if any(demands.values()) else None,
+        verbose=verbose,
+        as_json=as_json,
+        base=str((base or Path()).absolute()),
+        inputs=places,
+        image=image,
+        weights=None if weights is None else str(weights),
+        absolute_tolerance=tolerance,
+        relative_tolerance=relative,
+        ignore=list(ignore),
+    )
+    sys.exit(status)
+
+
+@main.command()
+@click.argument("original", type=_Certificate)
+@click.argument("again", type=_Certificate)
+@click.option("--model", type=_Folder, help="The outputs of ORIGINAL, for a tolerance.")
+@click.option("--model-again", type=_Folder, help="The outputs of AGAIN, for a tolerance.")
+@click.option("--tolerance", type=click.FloatRange(min=0),
+    help="How far values of tensors may be apart; without, every bit counts.",
+)  # fmt: skip
+@click.option("--relative", type=click.FloatRange(min=0), help="The same, as a part of the value.")
+@click.option("--ignore", multiple=True, metavar="PATH", help="An output that does not count.")
+@click.option("--root", "roots", multiple=True, type=click.Path(path_type=Path))
+@click.option("--hardware-root", "hardware_roots", multiple=True, type=click.Path(path_type=Path))
+@click.option("--allow-simulated", is_flag=True, help="Accept software TPMs.")
+@click.option("--policy", "policies", multiple=True, type=_File)
+@click.option("--statement", type=_File, help="Write the result there, as an in-toto statement.")
+@click.option("--statement-key", type=_File, help="Sign that with this private key (PEM).")
+@click.option("--json", "as_json", is_flag=True, help="Print the statement.")
+def compare(
+    original: str,
+    again: str,
+    model: Path | None,
+    model_again: Path | None,
+    tolerance: float | None,
+    relative: float | None,
+    ignore: tuple[str, ...],
+    roots: tuple[Path, ...],
+    hardware_roots: tuple[Path, ...],
+    allow_simulated: bool,
+    policies: tuple[Path, ...],
+    statement: Path | None,
+    statement_key: Path | None,
+    as_json: bool,
+) -> None:
+    """Verify two certificates, and that the second run reproduced the first.
+
+    Both must be of one training: the same image, command, inputs, limits and seed. Bit by bit that
+    takes the certificates alone; with a tolerance, the outputs of both runs too.
+    """
+    from aicert import reproduction, vsa
+    from aicert import verify as verifier
+    from aicert.keys import load_private_key
+    from aicert.policy import Policy
+    from aicert.tensors import Tolerance
+
+    bounds = None
+    if tolerance is not None or relative is not None:
+        if model is None or model_again is None:
+            raise click.UsageError("a tolerance needs the outputs: --model and --model-again")
+        try:
+            bounds = Tolerance(tolerance or 0.0, relative or 0.0)
+        except ValueError as error:
+            raise click.UsageError(str(error)) from None
+    if statement_key is not None and statement is None:
+        raise click.UsageError("--statement-key needs --statement")
+    files = [_read_certificate(name, as_json) for name in (original, again)]
+    try:
+        least = verifier.Assurance.SIMULATED if allow_simulated else verifier.Assurance.HARDWARE
+        policy = (
+            Policy.all_of([Policy.load(path) for path in policies])
+            if policies
+            else Policy.default(least)
+        )
+        trust = policy.trust_store(_trust(roots, hardware_roots))
+        key = None if statement_key is None else load_private_key(statement_key)
+    except Error as error:
+        _fail(error, as_json, COULD_NOT_CHECK)
+    try:
+        first, second = (
+            verifier.verify(data, trust=trust, policy=policy, model=folder)
+            for data, folder in zip(files, (model, model_again), strict=True)
+        )
+        folders = None if model is None or model_again is None else (model, model_again)
+        found = reproduction.compare(
+            first, second, tolerance=bounds, folders=folders, ignore=ignore
+        )
+    except Error as error:
+        _fail(error, as_json, REFUSED)
+    made = reproduction.statement(found)
+    if statement is not None:
+        _write(statement, vsa.encode(made) if key is None else vsa.sign(made, key), as_json)
+    if as_json:
+        _print_json(made)
+    else:
+        click.echo(reproduction.text(found))
+    sys.exit(REFUSED if found.result == "FAILED" else 0)
+
+
+@main.command()
 @click.argument("store")
 @click.option("--root", "roots", multiple=True, type=click.Path(path_type=Path), help=(
     "A root certificate (file or folder) for software TPMs, such as the demo's. Repeatable."

@@ -7,6 +7,7 @@ wants goes to standard output, what a person watches to standard error.
 import json
 import shlex
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
@@ -49,10 +50,89 @@ def run_spec(
         as_json: print the result, or the error, as JSON on standard output.
     """
     state = default_state() if state is None else state.expanduser().absolute()
+    return _ended(
+        state,
+        lambda training: training.run(
+            spec,
+            store=str(state / "store") if store is None else store,
+            state=state,
+            weights=weights,
+            algorithm=algorithm,
+            engine=engine,
+        ),
+        # Every mistake in it, before anything is started.
+        before=lambda: specs.load(spec),
+        verdict="certified",
+        summary=_summary,
+        verbose=verbose,
+        as_json=as_json,
+    )
+
+
+def reproduce(
+    certificate: str,
+    *,
+    store: str | None = None,
+    state: Path | None = None,
+    engine: Literal["auto", "podman", "docker"] = "auto",
+    demands: dict[str, Any] | None = None,
+    verbose: bool = False,
+    as_json: bool = False,
+    **parameters: Any,
+) -> int:
+    """Train again what a certificate describes, and compare; return an exit status.
+
+    Args:
+        certificate: a path or an https:// address.
+        store: the folder or URL to publish the second certificate to.
+        state: as for `run_spec`.
+        engine: the container engine.
+        demands: what the original must pass: fields of the block `VerificationPolicy`. By
+            default, that your own CA vouches for it.
+        verbose: show the training's lines too.
+        as_json: print the result, or the error, as JSON on standard output.
+        parameters: the other parameters of the flow `reproduce`.
+    """
+    state = default_state() if state is None else state.expanduser().absolute()
+
+    def begin(training: Any) -> dict[str, Any]:
+        from blocks import VerificationPolicy
+
+        return training.again(  # type: ignore[no-any-return]
+            certificate,
+            store=str(state / "store") if store is None else store,
+            state=state,
+            engine=engine,
+            policy=VerificationPolicy(**demands) if demands else None,
+            **parameters,
+        )
+
+    return _ended(
+        state,
+        begin,
+        before=lambda: None,
+        verdict="reproduced",
+        summary=lambda result: f"{result['comparison']}\n  statement {result['statement']}",
+        verbose=verbose,
+        as_json=as_json,
+    )
+
+
+def _ended(
+    state: Path,
+    begin: Callable[[Any], dict[str, Any]],
+    *,
+    before: Callable[[], object],
+    verdict: str,
+    summary: Callable[[dict[str, Any]], str],
+    verbose: bool,
+    as_json: bool,
+) -> int:
+    """Run a flow, with a server where there is none; print what became of it."""
     result: dict[str, Any] | None = None
     error: Error | None = None
     try:
-        specs.load(spec)  # every mistake in it, before anything is started
+        before()
         with Terminal(verbose=verbose) as terminal:
             terminal.waiting("start")
             server = ephemeral.start(state / "prefect")
@@ -61,14 +141,7 @@ def run_spec(
             if server is not None:
                 server.wait()
             with training.listening(terminal):
-                result = training.run(
-                    spec,
-                    store=str(state / "store") if store is None else store,
-                    state=state,
-                    weights=weights,
-                    algorithm=algorithm,
-                    engine=engine,
-                )
+                result = begin(training)
     except KeyboardInterrupt:
         print("interrupted: nothing was published, and the machine is gone", file=sys.stderr)
         return INTERRUPTED
@@ -82,9 +155,9 @@ def run_spec(
             print(f"FAILED  {error.diagnostics()}", file=sys.stderr)
         return FAILED
     if as_json:
-        print(json.dumps({"verdict": "certified", **result}, indent=2, ensure_ascii=False))
+        print(json.dumps({"verdict": verdict, **result}, indent=2, ensure_ascii=False))
     else:
-        print(_summary(result))
+        print(summary(result))
     return CERTIFIED
 
 

@@ -1,13 +1,14 @@
-"""One run of the flow in this process, with the blocks that a command line describes."""
+"""One run of a flow in this process, with the blocks that a command line describes."""
 
 from pathlib import Path
 from typing import Any, Literal
 
-from blocks import FolderStore, FsspecStore, LocalMachine
+from blocks import FolderStore, FsspecStore, LocalMachine, VerificationPolicy
 from flows.certify import certify
+from flows.reproduce import reproduce
 from tasks.reporting import listening
 
-__all__ = ["listening", "run"]
+__all__ = ["again", "listening", "run"]
 
 
 def run(
@@ -24,10 +25,39 @@ def run(
     Raises:
         StepError: a step failed.
     """
-    folder = "://" not in store
     return certify(
         spec_file=str(spec.absolute()),
         machine=LocalMachine(state=state, algorithm=algorithm, engine=engine),
-        store=FolderStore(folder=Path(store).absolute()) if folder else FsspecStore(url=store),
+        store=_store(store),
         publish_weights=weights,
     )
+
+
+def again(
+    certificate: str,
+    *,
+    store: str,
+    state: Path,
+    engine: Literal["auto", "podman", "docker"],
+    policy: VerificationPolicy | None,
+    **parameters: Any,
+) -> dict[str, Any]:
+    """Run the flow `reproduce` and return its result; `policy` is what the original must pass.
+
+    Raises:
+        StepError: a step failed, or the outputs differ.
+    """
+    found: dict[str, Any] = reproduce(
+        certificate,
+        machine=LocalMachine(state=state, engine=engine),
+        store=_store(store),
+        original_policy=policy,
+        **parameters,
+    )
+    return found
+
+
+def _store(store: str) -> FolderStore | FsspecStore:
+    if "://" in store:
+        return FsspecStore(url=store)
+    return FolderStore(folder=Path(store).absolute())
