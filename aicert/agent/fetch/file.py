@@ -30,6 +30,7 @@ from aicert.agent.fetch.source import (
     no_revision,
     split,
 )
+from aicert.manifest import MAX_FILES
 
 _PIECE = 4 << 20
 _FLAGS = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK
@@ -37,6 +38,9 @@ _FLAGS = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK
 
 class FileSource(Source):
     """A file or a folder on this machine."""
+
+    # One thread for all of them: several would spend their time on passing the GIL on.
+    batch = MAX_FILES
 
     def __init__(self, request: InputRequest, base: Path, max_files: int) -> None:
         """Open the place and list it.

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType
-from typing import Literal, TypeVar
+from typing import ClassVar, Literal, TypeVar
 from urllib.parse import SplitResult, parse_qsl, urlsplit
 
 from aicert.agent.fetch.errors import (
@@ -87,6 +87,9 @@ class Source(ABC):
     """One resolved input that can be read, by several threads at once."""
 
     resolved: Resolved
+
+    batch: ClassVar[int] = 16
+    """How many small files one thread brings, one after the other, before the next is asked."""
 
     def prepare(self, scratch: Path, max_bytes: int) -> None:  # noqa: B027
         """Complete `resolved.files`, where that takes fetching at most `max_bytes` into `scratch`.

@@ -1,10 +1,14 @@
 """Bring the files of a source onto the disk, hashed in the pass that brings them.
 
 A file of known size is read in blocks, several at once, whatever file they belong to; each block
-is written in place and noted in a journal with its digest. The digests of files are computed in
+is written in place and noted in a journal with its checksum. The digests of files are computed in
 order from the same bytes. After a cut or a kill, blocks that the journal knows are read from the
 disk and hashed again; only the others are asked for. A file that can only be read from its start
 is one piece of work, and starts over.
+
+The checksum is CRC-32, at twice the speed of SHA-256: it is there for blocks that a crash of the
+machine has damaged, in a folder that only the agent writes, and what is measured is the digest of
+all that lies there. Nothing waits for the disk either: who loses power has lost the run as well.
 """
 
 import fcntl
@@ -13,6 +17,7 @@ import os
 import re
 import shutil
 import threading
+import zlib
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
@@ -41,8 +46,9 @@ T = TypeVar("T")
 Progress = Callable[[int, int | None], None]
 
 _TICK = 0.2
+_SMALL = 64 << 10
 _MARGIN = 64 << 20
-_LINE = re.compile(r"(\d+) (\d+) ([0-9a-f]{64})")
+_LINE = re.compile(r"(\d+) (\d+) ([0-9a-f]{8})")
 _WRITE = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
 
 
@@ -65,7 +71,7 @@ class Partial:
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         self._lock = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         self._log: int | None = None
-        self._known: dict[tuple[int, int], str] = {}
+        self._known: dict[tuple[int, int], int] = {}
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
@@ -116,7 +122,7 @@ class Partial:
             lines = self._journal.read_text("ascii", "replace").split("\n")
         if lines[:1] == [identity] and self._holds_only({file.path for file in files}):
             for match in filter(None, map(_LINE.fullmatch, lines[1:])):
-                self._known[int(match[1]), int(match[2])] = match[3]
+                self._known[int(match[1]), int(match[2])] = int(match[3], 16)
         else:
             shutil.rmtree(self.tree, ignore_errors=True)
             self._journal.write_text(f"{identity}\n", "ascii")
@@ -134,14 +140,14 @@ class Partial:
         ends = [(files[number].size or 0, block * BLOCK) for number, block in self._known]
         return sum(min(size - start, BLOCK) for size, start in ends)
 
-    def known(self, file: int, block: int) -> str | None:
-        """Return the digest that a block on the disk should have, or None if it is not there."""
+    def known(self, file: int, block: int) -> int | None:
+        """Return the checksum that a block on the disk should have, or None if it is not there."""
         return self._known.get((file, block))
 
-    def note(self, file: int, block: int, sha256: str) -> None:
+    def note(self, file: int, block: int, checksum: int) -> None:
         """Note that a block is on the disk. One write each, so that threads need no lock."""
         assert self._log is not None
-        os.write(self._log, f"{file} {block} {sha256}\n".encode())
+        os.write(self._log, f"{file} {block} {checksum:08x}\n".encode())
 
     def discard(self) -> None:
         """Remove everything."""
@@ -158,10 +164,10 @@ class _Work(NamedTuple):
 
 
 class _Done(NamedTuple):
-    """What a piece of work gave; `data` only where the file's digest needs more than this."""
+    """What a piece of work gave: the file's digest, or `data` that is a part of it."""
 
     size: int
-    sha256: str
+    sha256: str | None
     data: bytearray | None
 
 
@@ -184,6 +190,7 @@ class Transfer:
         self._source = source
         self._files = files
         self._partial = partial
+        self._tree = str(partial.tree)
         self._jobs = jobs
         self._max_bytes = max_bytes
         self._progress = progress
@@ -207,32 +214,27 @@ class Transfer:
             FetchError: a file cannot be brought, or is not what its source says it is.
         """
         done: list[File] = []
-        sealing: list[Future[None]] = []
-        waiting: deque[tuple[_Work, Future[_Done]]] = deque()
+        waiting: deque[tuple[list[_Work], Future[list[_Done]]]] = deque()
         work = self._work()
         digest = hashlib.sha256()
         size = 0
         with ThreadPoolExecutor(self._jobs, "fetch") as pool:
             try:
                 while True:
-                    while len(waiting) < self._jobs + 2 and (item := next(work, None)):
-                        waiting.append((item, pool.submit(self._do, item)))
+                    while len(waiting) < self._jobs + 2 and (items := next(work, None)):
+                        waiting.append((items, pool.submit(self._do, items)))
                     if not waiting:
                         break
-                    item, future = waiting.popleft()
-                    result = self._await(future)
-                    size += result.size
-                    if result.data is not None:
-                        digest.update(result.data)
-                    if item.last:
-                        found = result.sha256 if result.data is None else digest.hexdigest()
-                        done.append(_checked(item.file, size, found))
-                        sealing.append(
-                            pool.submit(_finish, self._partial.tree / item.file.path, size)
-                        )
-                        digest, size = hashlib.sha256(), 0
-                for seal in sealing:
-                    self._await(seal)
+                    items, future = waiting.popleft()
+                    results = self._await(future)
+                    for item, result in zip(items, results, strict=True):
+                        size += result.size
+                        if result.data is not None:
+                            digest.update(result.data)
+                        if item.last:
+                            found = result.sha256 or digest.hexdigest()
+                            done.append(_checked(item.file, size, found))
+                            digest, size = hashlib.sha256(), 0
             except BaseException:
                 self._stop.set()
                 pool.shutdown(wait=True, cancel_futures=True)
@@ -240,16 +242,28 @@ class Transfer:
         self._progress(self._bytes, self._total)
         return done
 
-    def _work(self) -> Iterator[_Work]:
+    def _work(self) -> Iterator[list[_Work]]:
+        """Yield what one thread does at a time: a block, or a number of small files."""
+        folders: set[str] = set()
+        batch: list[_Work] = []
         for number, file in enumerate(self._files):
-            path = self._partial.tree / file.path
-            path.parent.mkdir(parents=True, exist_ok=True)
+            folder = file.path.rpartition("/")[0]
+            if folder not in folders:
+                Path(self._tree, folder).mkdir(parents=True, exist_ok=True)
+                folders.add(folder)
             if file.size is None or not file.ranged:
-                yield _Work(number, file, None, True)
+                yield [_Work(number, file, None, True)]
+            elif file.size <= min(_SMALL, BLOCK):
+                batch.append(_Work(number, file, 0, True))
             else:
-                count = max(1, -(-file.size // BLOCK))
+                count = -(-file.size // BLOCK)
                 for block in range(count):
-                    yield _Work(number, file, block, block == count - 1)
+                    yield [_Work(number, file, block, block == count - 1)]
+            if len(batch) == self._source.batch:
+                yield batch
+                batch = []
+        if batch:
+            yield batch
 
     def _await(self, future: "Future[T]") -> T:
         while True:
@@ -262,7 +276,10 @@ class Transfer:
 
     # -- in the pool's threads ---------------------------------------------------------------------
 
-    def _do(self, work: _Work) -> _Done:
+    def _do(self, items: list[_Work]) -> list[_Done]:
+        return [self._one(item) for item in items]
+
+    def _one(self, work: _Work) -> _Done:
         if work.block is None:
             return self._retry(lambda: self._stream(work.file))
         return self._block(work.number, work.file, work.block)
@@ -273,10 +290,10 @@ class Transfer:
         start = block * BLOCK
         end = min(start + BLOCK, file.size)
         data = bytearray(end - start)
-        descriptor = os.open(self._partial.tree / file.path, _WRITE, 0o600)
+        descriptor = os.open(f"{self._tree}/{file.path}", _WRITE, 0o600)
         try:
-            sha256 = self._partial.known(number, block)
-            if sha256 is None or not _matches(descriptor, start, data, sha256):
+            checksum = self._partial.known(number, block)
+            if checksum is None or not _matches(descriptor, start, data, checksum):
                 filled = 0
 
                 def fill() -> None:
@@ -294,13 +311,16 @@ class Transfer:
                 if data:
                     self._retry(fill)
                 _write(descriptor, data, start)
-                sha256 = hashlib.sha256(data).hexdigest()
-                self._partial.note(number, block, sha256)
+                self._partial.note(number, block, zlib.crc32(data))
             else:
                 self._count(len(data))
+            if end == file.size:
+                os.ftruncate(descriptor, end)  # what a damaged partial file may have too much
         finally:
             os.close(descriptor)
-        return _Done(len(data), sha256, None if file.size <= BLOCK else data)
+        if file.size <= BLOCK:
+            return _Done(len(data), hashlib.sha256(data).hexdigest(), None)
+        return _Done(len(data), None, data)
 
     def _stream(self, file: RemoteFile) -> _Done:
         """Bring a whole file in one go."""
@@ -332,12 +352,9 @@ class Transfer:
             raise TooLargeError("the input is too large", expected=f"{self._max_bytes} bytes")
 
 
-def _matches(descriptor: int, start: int, data: bytearray, sha256: str) -> bool:
+def _matches(descriptor: int, start: int, data: bytearray, checksum: int) -> bool:
     """Fill `data` from the disk and tell whether it is what was written."""
-    return (
-        os.preadv(descriptor, [data], start) == len(data)
-        and hashlib.sha256(data).hexdigest() == sha256
-    )
+    return os.preadv(descriptor, [data], start) == len(data) and zlib.crc32(data) == checksum
 
 
 def _write(descriptor: int, data: bytes | bytearray | memoryview, start: int) -> None:
@@ -345,25 +362,6 @@ def _write(descriptor: int, data: bytes | bytearray | memoryview, start: int) ->
     while view:
         count = os.pwrite(descriptor, view, start)
         view, start = view[count:], start + count
-
-
-def _finish(path: Path, size: int) -> None:
-    """Cut off what a damaged partial file may have too much, and put it on stable storage."""
-    descriptor = os.open(path, os.O_WRONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
-    try:
-        os.ftruncate(descriptor, size)
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def _sync(path: Path) -> None:
-    """Put a folder's list of names on stable storage."""
-    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _checked(file: RemoteFile, size: int, sha256: str) -> File:
@@ -390,11 +388,9 @@ def place(partial: Partial, into: Path) -> None:
             (folder / file).chmod(0o444)
         for inner in folders:
             (folder / inner).chmod(0o555)
-        _sync(folder)
     # A folder that cannot be written cannot be moved either: the top is closed after the move.
     partial.tree.rename(into)
     into.chmod(0o555)
-    _sync(into.parent)
 
 
 def check_space(folder: Path, needed: int) -> None:

@@ -36,6 +36,21 @@ def test_a_folder_comes_as_a_tree(tree: Path, bring: Bring, uri: str) -> None:
     assert (got.resolved.kind, got.resolved.uri, got.resolved.revision) == ("tree", uri, None)
 
 
+@pytest.mark.parametrize("batch", [1, 3, 1000])
+def test_small_and_large_files_come_whole_however_they_are_shared_out(
+    tmp_path: Path, bring: Bring, monkeypatch: pytest.MonkeyPatch, batch: int
+) -> None:
+    monkeypatch.setattr(FileSource, "batch", batch)
+    monkeypatch.setattr("aicert.agent.fetch.transfer.BLOCK", 100_000)
+    files = {f"{n % 3}/{n:02}": os.urandom(n * 9_973) for n in range(31)}
+    for name, data in files.items():
+        (tmp_path / "data" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "data" / name).write_bytes(data)
+    got = bring("file:data")
+    assert content(got.path) == files
+    assert got.manifest == scan(tmp_path / "data")
+
+
 def test_everything_below_is_read_only(tree: Path, bring: Bring) -> None:
     (tree / "a.txt").chmod(0o777)
     for path in [got := bring("file:data").path, *got.rglob("*")]:
