@@ -17,6 +17,11 @@ _PIECE = 1 << 12
 _sha256 = hashlib.sha256
 
 
+def split(data: bytes) -> list[bytes]:
+    """Return the digests that stand in `data` one after the other."""
+    return [data[start : start + DIGEST] for start in range(0, len(data), DIGEST)]
+
+
 def leaf(digest: bytes) -> bytes:
     """Return the leaf of a digest."""
     return _sha256(b"\0" + digest).digest()
@@ -60,22 +65,26 @@ class Tree:
         return made
 
 
-def path(digests: Sequence[bytes], index: int) -> list[bytes]:
-    """Return the siblings on the way from the leaf at `index` up to the root (RFC 6962, 2.1.1).
+def paths(digests: Sequence[bytes], indices: Iterable[int]) -> list[list[bytes]]:
+    """Return, for each of these leaves, the siblings on the way up to the root (RFC 6962, 2.1.1).
 
-    `digests` is sliced in pieces, so it may be a view of a file.
+    `digests` is sliced in pieces, so it may be a view of a file. Every leaf is hashed; what the
+    paths of neighbours share is hashed once.
     """
-    siblings = []
-    low, high = 0, len(digests)
-    while high - low > 1:
-        middle = low + (1 << (high - low - 1).bit_length() - 1)
-        if index < middle:
-            siblings.append(_root(digests, middle, high))
-            high = middle
-        else:
-            siblings.append(_root(digests, low, middle))
-            low = middle
-    return siblings[::-1]
+    known: dict[tuple[int, int], bytes] = {}
+    found = []
+    for index in indices:
+        siblings = []
+        low, high = 0, len(digests)
+        while high - low > 1:
+            middle = low + (1 << (high - low - 1).bit_length() - 1)
+            left, right = (low, middle), (middle, high)
+            (low, high), other = (left, right) if index < middle else (right, left)
+            if other not in known:
+                known[other] = _root(digests, *other)
+            siblings.append(known[other])
+        found.append(siblings[::-1])
+    return found
 
 
 def _root(digests: Sequence[bytes], low: int, high: int) -> bytes:

@@ -9,7 +9,7 @@ What an attacker controls: every byte of the proof. What is trusted: the run tha
 read from a verified certificate.
 """
 
-import mmap
+import os
 import tempfile
 from bisect import bisect_left
 from collections.abc import Sequence
@@ -22,7 +22,7 @@ from aicert.errors import Error
 from aicert.events import Input, Records
 from aicert.log import Run
 from aicert.manifest import hash_file
-from aicert.merkle import DIGEST, path, root_of
+from aicert.merkle import DIGEST, paths, root_of, split
 from aicert.reader import Reader
 from aicert.verify import Verdict
 from aicert.words import clean, count
@@ -372,26 +372,24 @@ def prove(
                 got=f"{made.method}, root {made.root}",
                 expected=f"{item.records.method}, root {item.records.root}",
             )
-        with leaves.open("rb") as stream, _Leaves(stream.fileno(), made.distinct) as digests:
+        with leaves.open("rb") as stream:
+            digests = _Leaves(stream.fileno(), made.distinct)
             index = bisect_left(digests, record)
             found = index < made.distinct and digests[index] == record
             places = [index] if found else [n for n in (index - 1, index) if 0 <= n < made.distinct]
-            shown = tuple(Leaf(n, digests[n], tuple(path(digests, n))) for n in places)
+            shown = tuple(
+                Leaf(number, digests[number], tuple(path))
+                for number, path in zip(places, paths(digests, places), strict=True)
+            )
     return Proof(item.name, made, record, found, shown)
 
 
 class _Leaves(Sequence[bytes]):
-    """The digests in a file, in memory only as they are looked at."""
+    """The digests in a file, read as they are asked for."""
 
     def __init__(self, descriptor: int, size: int) -> None:
-        self._data = mmap.mmap(descriptor, size * DIGEST, access=mmap.ACCESS_READ)
+        self._descriptor = descriptor
         self._size = size
-
-    def __enter__(self) -> "_Leaves":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._data.close()
 
     def __len__(self) -> int:
         return self._size
@@ -401,9 +399,10 @@ class _Leaves(Sequence[bytes]):
     @overload
     def __getitem__(self, index: slice) -> list[bytes]: ...
     def __getitem__(self, index: int | slice) -> bytes | list[bytes]:
-        if isinstance(index, slice):
-            return [self[number] for number in range(*index.indices(self._size))]
-        return self._data[index * DIGEST : (index + 1) * DIGEST]
+        if isinstance(index, int):
+            return os.pread(self._descriptor, DIGEST, index * DIGEST)
+        start, stop, _ = index.indices(self._size)
+        return split(os.pread(self._descriptor, (stop - start) * DIGEST, start * DIGEST))
 
 
 def digest_of(place: Path, kind: str) -> bytes:

@@ -31,7 +31,7 @@ from aicert import canonical
 from aicert.errors import Error
 from aicert.events import RECORD_METHODS, Records
 from aicert.manifest import File, Manifest, check_path, hash_file, scan
-from aicert.merkle import DIGEST, Tree
+from aicert.merkle import DIGEST, Tree, split
 
 MAX_RECORD = 16 << 20
 """The longest line, in bytes, and the longest JSON text of a record."""
@@ -351,5 +351,4 @@ def _merged(runs: list[Path]) -> Iterator[list[bytes]]:
 
 
 def _block(stream: IO[bytes]) -> list[bytes]:
-    data = stream.read(_BLOCK * DIGEST)
-    return [data[start : start + DIGEST] for start in range(0, len(data), DIGEST)]
+    return split(stream.read(_BLOCK * DIGEST))

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from aicert.merkle import Tree, leaf, node, path, root_of
+from aicert.merkle import Tree, leaf, node, paths, root_of
 
 
 def digests(count: int) -> list[bytes]:
@@ -58,16 +58,22 @@ def test_in_every_small_tree_each_path_shows_its_leaf_at_its_place_alone() -> No
         leaves = digests(size)
         top = root(leaves)
         for index, digest in enumerate(leaves):
-            steps = path(leaves, index)
+            (steps,) = paths(leaves, [index])
             for place in range(-1, size + 2):
                 assert (root_of(digest, place, size, steps) == top) is (place == index)
+
+
+def test_paths_of_several_leaves_are_those_of_each() -> None:
+    for size in (1, 2, 9, 32, 33):
+        leaves = digests(size)
+        assert paths(leaves, range(size)) == [paths(leaves, [n])[0] for n in range(size)]
 
 
 @given(st.integers(1, 300), st.data())
 def test_a_path_that_is_altered_in_any_way_leads_elsewhere(size: int, data: st.DataObject) -> None:
     leaves = digests(size)
     index = data.draw(st.integers(0, size - 1))
-    steps = path(leaves, index)
+    (steps,) = paths(leaves, [index])
     top = root(leaves)
     assert root_of(leaves[index], index, size, steps) == top
     assert root_of(leaves[index], index, size, [*steps, top]) != top

@@ -1122,6 +1122,59 @@ replaced(
 )
 
 
+RECORDS = events.Records("lines/1", "99" * 32, 10, 9)
+
+
+def committing(listed: list[Any], asked: str | None, held: events.Records | None) -> list[Any]:
+    """The events of a run whose spec asks for records of its data, and what was measured."""
+    code, data = listed[0].spec.inputs
+    spec = replace(listed[0].spec, inputs=(code, replace(data, records=asked)))
+    return [
+        replace(listed[0], spec=spec),
+        listed[1],
+        replace(listed[2], records=held),
+        *listed[3:],
+    ]
+
+
+case(
+    "good-with-records",
+    "verified",
+    "The spec asks for the records of an input to be committed to, and they are.",
+)(lambda: good(events=committing(run_events(), "lines", RECORDS)).certificate())
+replaced(
+    "records-not-asked-for",
+    "log.grammar",
+    "An input commits to records, and the spec does not ask for them.",
+    lambda listed: committing(listed, None, RECORDS),
+)
+replaced(
+    "records-left-out",
+    "log.grammar",
+    "The spec asks for the records of an input, and it commits to none.",
+    lambda listed: committing(listed, "lines", None),
+)
+replaced(
+    "records-of-another-kind",
+    "log.grammar",
+    "The spec asks for records of another kind than the input commits to.",
+    lambda listed: committing(listed, "jsonl", RECORDS),
+)
+
+
+@case(
+    "statement-without-records",
+    "statement.mismatch",
+    "The statement leaves out the records that the log commits to; all else agrees with it.",
+)
+def _() -> Certificate:
+    made = good(events=committing(run_events(), "lines", RECORDS))
+    value = canonical.loads(made.certificate().payload, max_bytes=1 << 20)
+    dependencies = at(value, "predicate", "buildDefinition", "resolvedDependencies")
+    del dependencies[2]["annotations"]["records"]
+    return made.certificate(payload=canonical.dumps(value))
+
+
 def relogged(
     name: str, expect: str, why: str, change: Callable[[list[Any]], Any], *, group: str = "log"
 ) -> None:
@@ -1189,6 +1242,23 @@ relogged(
     "A digest was changed, its event was not.",
     lambda items: items[2]["digests"][0].update(digest="77" * 32),
 )
+
+
+for _name, _why, _change in (
+    ("unknown-method", "an unknown method", {"method": "lines/2"}),
+    ("method-without-version", "a method without its version", {"method": "lines"}),
+    ("more-distinct", "more distinct records than there are", {"distinct": 11}),
+    ("none", "no record", {"count": 0, "distinct": 0}),
+    ("salted", "a field that is not known", {"salt": "99" * 32}),
+):
+    relogged(
+        f"records-{_name}",
+        "log.event",
+        f"An input commits to its records with {_why}.",
+        lambda items, change=_change: items[2]["content"].update(  # type: ignore[misc]
+            records={**RECORDS.to_json(), **change}
+        ),
+    )
 
 
 def _recount(items: list[Any]) -> None:

@@ -761,7 +761,7 @@ def proof_seeds() -> list[bytes]:
         (LINES[7], [7]), (LINES[20], [20]), (bytes(32), [0]), (b"\xff" * 32, [20]),
         (LINES[9][:-1] + b"\xff", [9, 10]), (LINES[15][:-1] + b"\xff", [15, 16]),
     ):  # fmt: skip
-        leaves = tuple(proof.Leaf(n, LINES[n], tuple(merkle.path(LINES, n))) for n in places)
+        leaves = tuple(proof.Leaf(n, LINES[n], tuple(merkle.paths(LINES, [n])[0])) for n in places)
         made.append(proof.Proof("data", held, record, record in LINES, leaves).encode())
     return made
 
