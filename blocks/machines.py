@@ -501,15 +501,28 @@ class AzureMachine(Machine):
         return self.vms().plan("a-run", price=price)
 
     def check(self) -> list[Check]:
-        """Look whether a machine could be made; change nothing."""
+        """Look whether a machine could be made, and for how much; change nothing."""
         try:
             vms = self.vms()
         except AzureVmError as error:
             return [Check.failed("Azure", error)]
         return [
-            Check.failed(name, found) if isinstance(found, Error) else Check(name, True, found)
-            for name, found in vms.look()
+            *(
+                Check.failed(name, found) if isinstance(found, Error) else Check(name, True, found)
+                for name, found in vms.look()
+            ),
+            Check("price", True, self._price()),
         ]
+
+    def _price(self) -> str:
+        try:
+            price = azure_vm.price(self.vm())
+        except AzureVmError as error:
+            return f"unknown: {error.message}"
+        if price is None:
+            return "the public list does not say"
+        most = price * self.lifetime_hours
+        return f"{price:g} US dollars an hour, at most {most:.2f} for a run; disk and network apart"
 
 
 AnyMachine = LocalMachine | HostMachine | AzureHostMachine | AzureMachine

@@ -18,8 +18,10 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from typing import Any, Literal
 
+from aicert.agent import azure_roles
 from aicert.errors import Error
 
 ENDPOINT = "https://management.azure.com"
@@ -37,11 +39,27 @@ COMPUTE_API = "2025-11-01"
 _API = {
     "microsoft.compute/virtualmachines": COMPUTE_API,
     "microsoft.compute/disks": "2025-01-02",
+    "microsoft.compute/galleries/images": "2025-03-03",
     "microsoft.compute/galleries/images/versions": "2025-03-03",
+    "microsoft.managedidentity/userassignedidentities": "2024-11-30",
     "microsoft.network/networkinterfaces": "2025-05-01",
+    "microsoft.network/networksecuritygroups": "2025-05-01",
     "microsoft.network/publicipaddresses": "2025-05-01",
     "microsoft.network/virtualnetworks/subnets": "2025-05-01",
     "microsoft.devtestlab/schedules": "2018-09-15",
+}
+# Which security types of an image (in lower case) can be booted how.
+_SECURITY = {
+    "trusted-launch": {
+        "trustedlaunch",
+        "trustedlaunchsupported",
+        "trustedlaunchandconfidentialvmsupported",
+    },
+    "confidential": {
+        "confidentialvm",
+        "confidentialvmsupported",
+        "trustedlaunchandconfidentialvmsupported",
+    },
 }
 _CREATE_SECONDS = 1200.0
 _DELETE_SECONDS = 900.0
@@ -191,8 +209,8 @@ _KINDS: tuple[tuple[type[AzureVmError], str, str], ...] = (
         DeniedError,
         r"\w*AuthorizationFailed|AuthenticationFailed\w*|\w*AuthenticationToken\w*|Forbidden"
         r"|InvalidAuthentication\w*|\w*Unauthorized\w*",
-        "give the worker's identity the roles of deployments/azure/roles.bicep; a new role takes "
-        "some minutes to work",
+        "give the worker's identity the roles of deployments/azure (setup.sh does); a new role "
+        "takes some minutes to work",
     ),
     (
         NotFoundError,
@@ -341,6 +359,7 @@ class AzureVms:
         """
         config.check()
         try:
+            from azure.mgmt.authorization import AuthorizationManagementClient
             from azure.mgmt.compute import ComputeManagementClient
             from azure.mgmt.network import NetworkManagementClient
             from azure.mgmt.resource.resources import ResourceManagementClient
@@ -369,6 +388,7 @@ class AzureVms:
         self._compute: Any = ComputeManagementClient(credential, config.subscription, **common)
         self._network: Any = NetworkManagementClient(credential, config.subscription, **common)
         self._resources: Any = ResourceManagementClient(credential, config.subscription, **common)
+        self._rights: Any = AuthorizationManagementClient(credential, config.subscription, **common)
 
     # -- plan ------------------------------------------------------------------------------------
 
@@ -643,10 +663,15 @@ class AzureVms:
         Nothing is changed. Whether Azure has one free is known only when it is asked for.
         """
         yield self._looked("group", self._look_at_group)
+        yield self._looked("providers", self._look_at_providers)
+        yield self._looked("rights", self._look_at_rights)
         yield self._looked("size", self._look_at_size)
         yield self._looked("quota", self._look_at_quota)
-        for name in ("subnet", "image"):
-            yield self._looked(name, lambda name=name: self._look_at(getattr(self.config, name)))  # type: ignore[misc]
+        yield self._looked("image", self._look_at_image)
+        for name in ("subnet", "security_group", "identity"):
+            if getattr(self.config, name) is not None:
+                look = partial(self._look_at, getattr(self.config, name))
+                yield self._looked(name, look)
 
     @staticmethod
     def _looked(name: str, look: Callable[[], str]) -> tuple[str, str | AzureVmError]:
@@ -660,10 +685,88 @@ class AzureVms:
         group = self._resources.resource_groups.get(self.config.group)
         return f"{group.name} in {group.location}"
 
+    def _look_at_providers(self) -> str:
+        states = {
+            name: self._resources.providers.get(name).registration_state
+            for name in azure_roles.PROVIDERS
+        }
+        if missing := [name for name, state in states.items() if state != "Registered"]:
+            raise NotFoundError(
+                "the subscription has not registered all providers",
+                got=", ".join(f"{name}: {states[name]}" for name in missing),
+                advice=f"az provider register --namespace {missing[0]}; it takes some minutes",
+            )
+        return f"{', '.join(states)}: registered"
+
+    def _look_at_rights(self) -> str:
+        """Compare what this identity may do with what a run needs, scope by scope."""
+        wanted = self.config
+        runs = (*azure_roles.RUNS, *(azure_roles.PUBLIC if wanted.public else ()))
+        permissions = self._rights.permissions
+        found = azure_roles.missing(permissions.list_for_resource_group(wanted.group), runs)
+        lacking = [f"{action} in the group {wanted.group}" for action in found]
+        for resource, actions in (
+            (wanted.subnet, azure_roles.SUBNET),
+            (wanted.security_group, azure_roles.SECURITY_GROUP),
+            (wanted.identity, azure_roles.IDENTITY),
+        ):
+            if resource is not None:
+                lacking += [
+                    f"{action} for {resource.rpartition('/')[2]}"
+                    for action in azure_roles.missing(self._permissions(resource), actions)
+                ]
+        if lacking:
+            raise DeniedError(
+                "this identity may not do all that a run needs",
+                got="; ".join(lacking),
+                advice="give it the roles of deployments/azure (setup.sh does); a new role takes "
+                "some minutes to work",
+            )
+        return "all that a run needs"
+
+    def _permissions(self, resource: str) -> Any:
+        group, _, path = resource.partition("/resourceGroups/")[2].partition("/providers/")
+        provider, *parts = path.split("/")
+        return self._rights.permissions.list_for_resource(
+            group, provider, "/".join(parts[:-2]), parts[-2], parts[-1]
+        )
+
     def _look_at(self, resource: str) -> str:
-        if resource.startswith("/subscriptions/"):
-            self._resources.resources.get_by_id(resource, api_version=_API[_type(resource)])
-        return resource.rpartition("/providers/")[2] or resource
+        self._resources.resources.get_by_id(resource, api_version=_API[_type(resource)])
+        return resource.rpartition("/providers/")[2]
+
+    def _look_at_image(self) -> str:
+        """Look whether the image is there, in this region, and of a kind that can be booted so."""
+        wanted = self.config
+        if not wanted.image.startswith("/subscriptions/"):
+            return f"{wanted.image}: somebody else's gallery, not looked into"
+        version = self._resources.resources.get_by_id(
+            wanted.image, api_version=_API[_type(wanted.image)]
+        ).properties
+        name = wanted.image.partition("/versions/")[0]
+        image = self._resources.resources.get_by_id(name, api_version=_API[_type(name)]).properties
+        regions = [
+            str(item["name"]).lower().replace(" ", "")
+            for item in version.get("publishingProfile", {}).get("targetRegions", ())
+        ]
+        features = {item["name"]: item["value"] for item in image.get("features") or ()}
+        security = features.get("SecurityType", "Standard")
+        problems = []
+        if wanted.location not in regions:
+            problems.append(f"not in {wanted.location} but in {', '.join(regions) or 'no region'}")
+        if image.get("hyperVGeneration") != "V2":
+            problems.append("not of generation 2")
+        if image.get("osState") != "Specialized":
+            problems.append("not a specialized one: it would wait for a user and a password")
+        if security.lower() not in _SECURITY[wanted.security]:
+            problems.append(f"of the security type {security}")
+        if problems:
+            raise InvalidError(
+                "this image will not do",
+                got=f"{wanted.image.rpartition('/providers/')[2]}: {', '.join(problems)}",
+                advice="publish it with deployments/azure/publish.py",
+            )
+        return f"{wanted.image.rpartition('/providers/')[2]}, {security}"
 
     def _sku(self) -> tuple[Any, dict[str, str]]:
         wanted = self.config
@@ -715,7 +818,7 @@ class AzureVms:
         raise QuotaError("the region has no quota for this family", got=family, advice=_KINDS[0][2])
 
 
-def price(config: VmConfig, *, prices: str = PRICES) -> float | None:
+def price(config: VmConfig, *, prices: str | None = None) -> float | None:
     """Return what an hour of such a machine costs by the public list (US dollars), without disk.
 
     None where the list does not say. It needs no account, and knows nothing of discounts.
@@ -727,7 +830,7 @@ def price(config: VmConfig, *, prices: str = PRICES) -> float | None:
         f"serviceName eq 'Virtual Machines' and priceType eq 'Consumption' and "
         f"armRegionName eq '{config.location}' and armSkuName eq '{config.size}'"
     )
-    url = f"{prices}/api/retail/prices?{urllib.parse.urlencode({'$filter': wanted})}"
+    url = f"{prices or PRICES}/api/retail/prices?{urllib.parse.urlencode({'$filter': wanted})}"
     try:
         with urllib.request.urlopen(url, timeout=20) as response:  # noqa: S310 (https)
             items = json.loads(response.read(4 << 20))["Items"]

@@ -1,23 +1,26 @@
 """Machines in Azure, over the vendor's libraries and the wire, against a strict stand-in."""
 
 import json
+import re
 import threading
 import urllib.parse
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any
 
 import pytest
 from azure.core.exceptions import ClientAuthenticationError
 
-from aicert.agent import azure_vm
+from aicert.agent import azure_roles, azure_vm
 from aicert.agent.azure_vm import AzureVms, VmConfig
 from tests.support import tls
 from tests.support.arm import (  # fmt: skip
     GROUP,
     IMAGE,
+    IMAGE_DEFINITION,
     PREFIX,
     SUBNET,
     SUBSCRIPTION,
@@ -26,6 +29,7 @@ from tests.support.arm import (  # fmt: skip
     Fault,
 )
 
+ROOT = Path(__file__).parents[2]
 RUN = "6f1c0a52-6a2e-4c39-9a0f-0d6ad8f3b7c1"
 NAME = f"aicert-{RUN}"
 VM = f"{PREFIX}/Microsoft.Compute/virtualMachines/{NAME}"
@@ -481,10 +485,13 @@ def test_a_look_says_that_all_is_there(arm: Arm, config: VmConfig) -> None:
     found = dict(vms(config).look())
     assert found == {
         "group": "trainings in westeurope",
+        "providers": "Microsoft.Compute, Microsoft.DevTestLab, Microsoft.Network: registered",
+        "rights": "all that a run needs",
         "size": "Standard_NC40ads_H100_v5: 40 vCPUs, 320 GiB, 1 GPUs",
         "quota": "40 of 100 cores left in StandardNCadsH100v5Family, 40 needed",
+        "image": "Microsoft.Compute/galleries/gal/images/aicert/versions/1.0.0, "
+        "TrustedLaunchAndConfidentialVmSupported",
         "subnet": "Microsoft.Network/virtualNetworks/net/subnets/runs",
-        "image": "Microsoft.Compute/galleries/gal/images/aicert/versions/1.0.0",
     }
     assert {method for method, _ in arm.requests} == {"GET"}
 
@@ -518,6 +525,104 @@ def test_a_look_finds_a_size_that_will_not_do(
     arm.skus = [sku(config.size, **capabilities)]
     found: dict[str, Any] = dict(vms(replace(config, **change)).look())
     assert found["size"].code == "azure-vm.size" and problem in found["size"].got
+
+
+@pytest.mark.parametrize(
+    ("change", "properties", "problem"),
+    [
+        ({}, {"osState": "Generalized"}, "a user and a password"),
+        ({}, {"hyperVGeneration": "V1"}, "generation 2"),
+        ({}, {"features": []}, "type Standard"),
+        ({"security": "confidential"}, {"features": [
+            {"name": "SecurityType", "value": "TrustedLaunchSupported"}]}, "LaunchSupported"),
+        ({"location": "eastus"}, {}, "not in eastus but in westeurope"),
+    ],
+)  # fmt: skip
+def test_a_look_finds_an_image_that_will_not_do(
+    arm: Arm, config: VmConfig, change: Any, properties: Any, problem: str
+) -> None:
+    arm.resources[IMAGE_DEFINITION.lower()]["properties"] |= properties
+    found: dict[str, Any] = dict(vms(replace(config, **change)).look())
+    assert problem in found["image"].got and "publish.py" in found["image"].advice
+
+
+def test_a_look_names_every_right_and_provider_that_is_missing(arm: Arm, config: VmConfig) -> None:
+    group = f"/subscriptions/{SUBSCRIPTION}/resourceGroups/{GROUP}".lower()
+    arm.permissions[group] = [
+        (["Microsoft.Compute/*", "*/read"], ["microsoft.compute/disks/Write"]),
+        (["Microsoft.Network/*", "Microsoft.DevTestLab/schedules/write"], []),
+    ]
+    arm.permissions[SUBNET.lower()] = [(["*/read"], [])]
+    arm.providers["Microsoft.DevTestLab"] = "NotRegistered"
+    found: dict[str, Any] = dict(vms(config).look())
+    assert found["rights"].got == (
+        "Microsoft.Compute/disks/write in the group trainings; "
+        "Microsoft.DevTestLab/schedules/delete in the group trainings; "
+        "Microsoft.Network/virtualNetworks/subnets/join/action for runs"
+    )
+    assert "setup.sh" in found["rights"].advice
+    assert found["providers"].got == "Microsoft.DevTestLab: NotRegistered"
+    assert "az provider register" in found["providers"].advice
+
+
+ROLES = json.loads((ROOT / "deployments" / "azure" / "roles.json").read_text())
+
+
+def test_the_roles_are_exactly_what_the_code_needs() -> None:
+    assert {name: sorted(role["actions"]) for name, role in ROLES.items()} == {
+        "aicert runs": sorted(azure_roles.RUNS + azure_roles.PUBLIC),
+        "aicert network": sorted(azure_roles.SUBNET + azure_roles.SECURITY_GROUP),
+        "aicert image reader": sorted(azure_roles.IMAGE),
+        "aicert identity user": sorted(azure_roles.IDENTITY),
+        "aicert looker": sorted(azure_roles.SUBSCRIPTION),
+        "aicert store": sorted(azure_roles.STORE),
+        "aicert publisher": sorted(azure_roles.PUBLISHER),
+    }
+    assert {name: role["dataActions"] for name, role in ROLES.items() if "dataActions" in role} == {
+        "aicert store": sorted(azure_roles.STORE_DATA),
+        "aicert publisher": sorted(azure_roles.PUBLISHER_DATA),
+    }
+    assert not any("*" in action for role in ROLES.values() for action in role["actions"])
+
+
+def test_whatever_is_asked_for_is_in_the_roles_and_nothing_is_in_them_for_nothing(
+    arm: Arm, config: VmConfig
+) -> None:
+    arm.skus, arm.usages = [sku(config.size)], [usage(100, 0)]
+    for place in (SECURITY_GROUP, IDENTITY):
+        arm.resources[place.lower()] = {"id": place, "name": place.rpartition("/")[2]}
+    public = replace(config, public=True, security_group=SECURITY_GROUP, identity=IDENTITY)
+    machines = vms(public)
+    assert not [found for _, found in machines.look() if isinstance(found, Exception)]
+    machines.create(RUN)
+    machines.destroy(RUN)
+    # What Azure leaves behind is deleted thing by thing.
+    machines.create(RUN)
+    for item in arm.resources.values():
+        item.pop("deleteWith", None)
+        item["deleteWith"] = "Detach"
+    arm.resources[VM.lower()]["properties"]["storageProfile"]["osDisk"].pop("deleteOption")
+    (disk,) = arm.of_type("disks")
+    disk["tags"] = {"aicert-run": RUN}
+    machines.destroy(RUN)
+    allowed = {
+        action.lower()
+        for name in azure_roles.WORKER
+        for action in ROLES[name]["actions"]
+        if not ROLES[name].get("dataActions")
+    }
+    asked = {action.lower() for action in arm.actions()}
+    # Everybody may ask what they may do.
+    assert asked - allowed == {"microsoft.authorization/permissions/read"}
+    # Azure checks these of who makes a machine, with no request of ours: the disk, the interface
+    # and the address that come with it, and what it is joined to; and how an operation stands.
+    implied = {
+        action
+        for action in allowed
+        if re.search(r"/(join|assign)/action$|/operations/read$", action)
+        or re.search(r"/(disks|networkinterfaces|publicipaddresses)/write$", action)
+    }
+    assert allowed - asked == implied
 
 
 def test_the_price_of_an_hour_comes_from_the_public_list(config: VmConfig) -> None:

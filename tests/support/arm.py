@@ -24,6 +24,7 @@ from typing import Any
 import jsonschema
 from azure.core.credentials import AccessToken
 
+from aicert.agent.azure_roles import PROVIDERS
 from tests.support.tls import Loopback
 
 SCHEMA = Path(__file__).parent / "arm_schemas" / "Microsoft.Compute-2025-11-01.json.gz"
@@ -31,6 +32,7 @@ SUBSCRIPTION = "0b1f6471-1bf0-4dda-aec3-cb9272f09590"
 GROUP = "trainings"
 PREFIX = f"/subscriptions/{SUBSCRIPTION}/resourceGroups/{GROUP}/providers"
 SUBNET = f"{PREFIX}/Microsoft.Network/virtualNetworks/net/subnets/runs"
+IMAGE_DEFINITION = f"{PREFIX}/Microsoft.Compute/galleries/gal/images/aicert"
 IMAGE = f"{PREFIX}/Microsoft.Compute/galleries/gal/images/aicert/versions/1.0.0"
 TOKEN = "a-token-of-the-worker"
 
@@ -160,8 +162,20 @@ class Arm:
         self._operations: dict[str, Operation] = {}
         self._schema = jsonschema.Draft4Validator(virtual_machine())
         self._lock = threading.RLock()
-        for place in (SUBNET, IMAGE):
-            self.resources[place.lower()] = {"id": place, "name": place.rpartition("/")[2]}
+        self.providers = dict.fromkeys(PROVIDERS, "Registered")
+        # By scope: the roles of the caller there, as (actions, not actions).
+        self.permissions: dict[str, list[tuple[list[str], list[str]]]] = {"": [(["*"], [])]}
+        image = {
+            "osState": "Specialized",
+            "hyperVGeneration": "V2",
+            "features": [
+                {"name": "SecurityType", "value": "TrustedLaunchAndConfidentialVmSupported"}
+            ],
+        }
+        regions = {"publishingProfile": {"targetRegions": [{"name": "West Europe"}]}}
+        for place, properties in ((SUBNET, {}), (IMAGE, regions), (IMAGE_DEFINITION, image)):
+            name = place.rpartition("/")[2]
+            self.resources[place.lower()] = {"id": place, "name": name, "properties": properties}
         arm = self
 
         class Handler(BaseHTTPRequestHandler):
@@ -191,7 +205,18 @@ class Arm:
 
     def left(self) -> list[str]:
         """The ids of what there is besides the network and the image."""
-        return sorted(self.resources.keys() - {SUBNET.lower(), IMAGE.lower()})
+        network = {place.lower() for place in (SUBNET, IMAGE, IMAGE_DEFINITION)}
+        return sorted(self.resources.keys() - network)
+
+    def actions(self) -> set[str]:
+        """What was asked for, as roles name it."""
+        verbs = {"GET": "read", "PUT": "write", "DELETE": "delete"}
+        found = set()
+        for method, path in self.requests:
+            kind = _kind(path)
+            if kind is not None:
+                found.add(f"{kind}/{verbs[method]}")
+        return found
 
     # -- requests --------------------------------------------------------------------------------
 
@@ -249,6 +274,14 @@ class Arm:
             f"{root}/providers/microsoft.compute/locations/westeurope/usages": self.usages,
             f"{group}/resources": [self._listed(i, parameters) for i in self.resources.values()],
         }
+        if handler.command == "GET" and lower.endswith("/microsoft.authorization/permissions"):
+            scope = lower.rpartition("/providers/")[0]
+            roles = self.permissions.get(scope, self.permissions[""])
+            return 200, {}, {"value": [{"actions": a, "notActions": n} for a, n in roles]}
+        if handler.command == "GET" and (match := re.fullmatch(f"{root}/providers/([^/]+)", lower)):
+            states = {name.lower(): state for name, state in self.providers.items()}
+            state = states.get(match[1], "NotRegistered")
+            return 200, {}, {"namespace": match[1], "registrationState": state}
         if handler.command == "GET" and lower in listed:
             return 200, {}, {"value": listed[lower]}
         if lower == group and handler.command == "GET":
@@ -441,6 +474,21 @@ class Arm:
             # A failed operation is a good answer: the status is 200.
             return 200, {}, {"status": "Failed", "error": operation.outcome}
         return 200, {}, {"status": "Succeeded"}
+
+
+def _kind(path: str) -> str | None:
+    """The type of what a path names, as roles name it; None for an operation's."""
+    if path.startswith("/operations/"):
+        return None
+    _, found, tail = path.rpartition("/providers/")
+    parts = tail.split("/") if found else []
+    if found and len(parts) > 1:
+        if "/locations/" in tail:
+            return f"{parts[0]}/locations/{parts[-1]}"
+        return "/".join([parts[0], *parts[1::2]])
+    if found:
+        return "Microsoft.Resources/subscriptions/providers"
+    return "Microsoft.Resources/" + "/".join(path.strip("/").split("/")[::2])
 
 
 def type_of(path: str) -> str:
