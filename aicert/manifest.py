@@ -33,6 +33,7 @@ _CHUNK = 1 << 20
 _SMALL = 64 << 10
 _AHEAD = 16
 _MAX_DEPTH = 64
+_PIECE = 1000
 
 
 class ManifestError(Error):
@@ -100,15 +101,14 @@ class Manifest:
         if len(self.files) > MAX_FILES:
             raise ManifestError("too many files", got=len(self.files), expected=MAX_FILES)
         paths = [file.path for file in self.files]
-        order = [path.split("/") for path in paths]
-        if any(first >= second for first, second in pairwise(order)):
+        if any(first >= second for first, second in pairwise(map(_order, paths))):
             raise ManifestError("the files are not sorted by path, or one stands twice")
         check_collisions(paths)
 
     @classmethod
     def of(cls, files: "list[File]") -> "Manifest":
         """Make a manifest of files in any order."""
-        return cls(tuple(sorted(files, key=lambda file: file.path.split("/"))))
+        return cls(tuple(sorted(files, key=lambda file: _order(file.path))))
 
     @cached_property
     def root(self) -> str:
@@ -118,7 +118,18 @@ class Manifest:
     @cached_property
     def digest(self) -> str:
         """SHA-256 of the canonical JSON, in hex: covers names, sizes and contents."""
-        return canonical.sha256(self.to_json())
+        digest = hashlib.sha256()
+        for piece in self._encoded():
+            digest.update(piece)
+        return digest.hexdigest()
+
+    def _encoded(self) -> Iterator[bytes]:
+        """Yield the canonical JSON in pieces: whole, that of a million files takes a gigabyte."""
+        yield b'{"files":['
+        for start in range(0, len(self.files), _PIECE):
+            piece = [file.to_json() for file in self.files[start : start + _PIECE]]
+            yield (b"," if start else b"") + canonical.dumps(piece)[1:-1]
+        yield b'],"version":1}'
 
     @property
     def size(self) -> int:
@@ -141,6 +152,11 @@ class Manifest:
         manifest = cls(tuple(read_files(reader, MAX_FILES)))
         reader.done()
         return manifest
+
+
+def _order(path: str) -> str:
+    """Return what sorts as the parts of the path do: no character stands before the separator."""
+    return path.replace("/", "\0")
 
 
 def read_files(reader: Reader, max_items: int) -> Iterator[File]:

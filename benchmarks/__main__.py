@@ -14,7 +14,7 @@ from pathlib import Path
 from benchmarks.harness import RESULTS, Options, Result, conditions
 from benchmarks.plot import plot
 
-SUITES = ("hashing", "verify", "fetch", "training", "data")
+SUITES = ("hashing", "verify", "fetch", "training", "data", "tpm", "scale")
 """In the order in which they run. (`load` and `overhead` are programs of their own.)"""
 
 

@@ -74,6 +74,12 @@ def test_the_root_is_that_of_openssf_model_signing(tmp_path: Path) -> None:
     assert ours.root == digest.hexdigest()
 
 
+@pytest.mark.parametrize("count", [0, 1, 999, 1000, 1001, 2500])
+def test_the_digest_is_that_of_the_canonical_json_whatever_the_number(count: int) -> None:
+    items = Manifest.of([File(f"d{i % 7}/ü{i}", i, f"{i:064x}") for i in range(count)])
+    assert items.digest == canonical.sha256(items.to_json())
+
+
 @pytest.mark.parametrize("jobs", [1, 4])
 def test_a_scan_gives_sizes_and_digests_whatever_the_threads(tmp_path: Path, jobs: int) -> None:
     content = {f"d{i % 7}/f{i}": os.urandom(i * 700) for i in range(150)}
