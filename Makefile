@@ -39,6 +39,9 @@ image-demo: setup ## build (or find) the image of the example
 image: setup-image ## build (or find) the measured OS image (MORE="--compare": build twice)
 	$(ROOT) $(BIN)/python -m deployments.image.build $(MORE)
 
+reference-values: setup-image ## sign what a machine measures that boots the image (MORE="--key …")
+	$(ROOT) $(BIN)/python -m deployments.image.reference $(MORE)
+
 setup-image: setup
 	deployments/setup/system.sh deployments/setup/packages-image.txt
 

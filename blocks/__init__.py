@@ -16,6 +16,7 @@ from blocks.machines import (
     HostMachine,
     LocalMachine,
     Machine,
+    QemuMachine,
 )
 from blocks.policies import VerificationPolicy
 from blocks.stores import AzureBlobStore, CertificateStore, FolderStore, FsspecStore
@@ -23,6 +24,7 @@ from blocks.stores import AzureBlobStore, CertificateStore, FolderStore, FsspecS
 TYPES: tuple[type[Block], ...] = (
     LocalMachine,
     HostMachine,
+    QemuMachine,
     AzureHostMachine,
     AzureMachine,
     FolderStore,
@@ -47,5 +49,6 @@ __all__ = [
     "InputCredentials",
     "LocalMachine",
     "Machine",
+    "QemuMachine",
     "VerificationPolicy",
 ]

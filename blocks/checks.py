@@ -53,6 +53,12 @@ def program(name: str, advice: str) -> Check:
     return Check.of(name, None if path else "not installed", path or "", advice)
 
 
+def file(path: Path, advice: str) -> Check:
+    """Look for a file that can be read."""
+    problem = None if os.access(path, os.R_OK) else "not there"
+    return Check.of(path.name, problem, str(path), advice)
+
+
 def module(name: str, advice: str) -> Check:
     """Look for a Python module, without importing it."""
     found = importlib.util.find_spec(name) is not None

@@ -11,7 +11,7 @@ from prefect.blocks.core import Block
 from pydantic import ConfigDict, Field, model_validator
 
 from aicert import trust
-from aicert.agent import azure_machine, azure_vm, machine
+from aicert.agent import azure_machine, azure_vm, machine, qemu
 from aicert.agent.azure_vm import AzureVmError, AzureVms, VmConfig
 from aicert.agent.client import AgentClient
 from aicert.agent.machine import MachineConfig, MachineHandle
@@ -217,6 +217,97 @@ class HostMachine(Machine):
             *_common(config),
             *([checks.device(Path(place or "/dev/tpm0"))] if kind == "device" else []),
             _roots(config.ek_roots),
+        ]
+
+
+class QemuMachine(Machine):
+    """A virtual machine on the worker's own host that boots the measured OS image.
+
+    Its TPM is a program of the host's, so whoever runs the host is trusted as with `LocalMachine`;
+    but everything from the firmware up is measured, and a policy with reference values can ask for
+    it. The training runs apart from the host, which it cannot reach. `make image` builds the image.
+
+    Attributes:
+        image: Folder of the OS image.
+        memory: Memory in MiB; inputs, image and outputs lie in it too.
+        cpus: Virtual processors.
+        internet: Let the machine fetch inputs and images itself.
+        state: Folder for the machines and for the keys of your CA.
+        keep_failed: Keep the folder of a machine whose run failed.
+        outlive: Seconds that a machine outlives its run's process.
+
+    Example:
+        Boot a machine, and see what its agent says:
+        ```python
+        from blocks import QemuMachine
+
+        machine = QemuMachine.load("BLOCK_NAME")
+        with machine.provision(run) as handle, machine.attach(handle) as agent:
+            print(agent.health())
+        ```
+    """
+
+    _block_type_name = "aicert QEMU Machine"
+    _block_type_slug = "aicert-qemu-machine"
+
+    image: Path | None = Field(
+        default=None,
+        title="OS image",
+        description="Folder on the worker with the image to boot. Empty: the one that `make image` "
+        "built last.",
+    )
+    memory: int = Field(
+        default=4096,
+        ge=1024,
+        le=1 << 20,
+        title="Memory",
+        description="Memory in MiB. It holds the inputs, the container image (three times) and the "
+        "outputs too, for the machine has no disk to write to. Reference values are for one size.",
+    )
+    cpus: int = Field(
+        default=2,
+        ge=1,
+        le=256,
+        title="Processors",
+        description="Virtual processors. Reference values are for one number of them.",
+    )
+    internet: bool = Field(
+        default=False,
+        title="Internet",
+        description="Let the machine fetch inputs and images over the network, by HTTP(S) and DNS "
+        "alone. If not, it reaches nothing, and gets the files of this host that the spec names.",
+    )
+    state: Path | None = Field(default=None, title="State folder", description=_STATE)
+    keep_failed: bool = Field(default=False, title="Keep failed machines", description=_KEEP_FAILED)
+    outlive: int = Field(default=0, ge=0, le=86_400, title="Outlive", description=_OUTLIVE)
+
+    def config(self) -> MachineConfig:
+        """Return how to start the machine."""
+        image = self.image
+        return MachineConfig(
+            kind="qemu",
+            state=_state(self.state),
+            image=qemu.default_image() if image is None else image.expanduser().absolute(),
+            memory=self.memory,
+            cpus=self.cpus,
+            internet=self.internet,
+            keep=self.keep_failed,
+            outlive=self.outlive,
+        )
+
+    def check(self) -> list[Check]:
+        """Look whether a machine could be started here; change nothing."""
+        config = self.config()
+        advice = "`make image` installs it"
+        return [
+            checks.root(),
+            checks.namespaces(),
+            checks.program(qemu.PROGRAM, advice),
+            checks.file(qemu.FIRMWARE, advice),
+            checks.program("swtpm", advice),
+            checks.program("swtpm_setup", advice),
+            checks.state(config.state),
+            _image(config.image),
         ]
 
 
@@ -525,12 +616,20 @@ class AzureMachine(Machine):
         return f"{price:g} US dollars an hour, at most {most:.2f} for a run; disk and network apart"
 
 
-AnyMachine = LocalMachine | HostMachine | AzureHostMachine | AzureMachine
+AnyMachine = LocalMachine | HostMachine | QemuMachine | AzureHostMachine | AzureMachine
 """The machines that a run's form offers."""
 
 
 def _state(folder: Path | None) -> Path:
     return machine.default_state() if folder is None else folder.expanduser().absolute()
+
+
+def _image(folder: Path) -> Check:
+    try:
+        image = qemu.Image.load(folder)
+    except Error as error:
+        return Check.failed("OS image", error)
+    return Check("OS image", True, f"{image.name} {image.version} in {folder}")
 
 
 def _roots(path: Path | None, name: str = "roots of the TPM's maker") -> Check:

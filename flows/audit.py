@@ -67,13 +67,14 @@ def audit(
 
 def own_demands() -> Demands:
     """Return the demands of an operator who trusts the CAs of the host's default machines."""
-    local, host = (
-        MachineConfig(kind=kind).ca / "authority" / "root.pem" for kind in ("local", "host")
+    local, virtual, host = (
+        MachineConfig(kind=kind).ca / "authority" / "root.pem" for kind in ("local", "qemu", "host")
     )
+    software = tuple(root for root in (local, virtual) if root.exists())
     return Demands(
-        roots=(local,) if local.exists() else (),
+        roots=software,
         hardware_roots=(host,) if host.exists() else (),
-        allow_simulated=local.exists(),
+        allow_simulated=bool(software),
     )
 
 

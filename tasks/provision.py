@@ -67,7 +67,13 @@ def provision(config: MachineConfig, run: str, *, name: str, spec: str) -> dict[
                 + (
                     "\n\nThis is a **software TPM**: it shows how it works and proves nothing "
                     "against its operator."
-                    if handle.kind == "local"
+                    if handle.kind in ("local", "qemu")
+                    else ""
+                )
+                + (
+                    "\n\nThe machine booted the measured image, as its TPM said for a fresh nonce "
+                    "before anything was sent to it."
+                    if handle.kind == "qemu"
                     else ""
                 ),
             )

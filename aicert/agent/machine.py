@@ -23,16 +23,20 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, Literal
 
-from aicert.agent import azure, azure_machine, swtpm
-from aicert.agent.azure_machine import AzureMachine
+from aicert import tpm2
+from aicert.agent import azure, azure_machine, qemu, swtpm
+from aicert.agent.azure_machine import CHANNEL, AzureMachine
 from aicert.agent.ca import DevelopmentCa, Enrollment
-from aicert.agent.channel import Remote
+from aicert.agent.channel import Attestation, Remote, UnreachableError
 from aicert.agent.client import AgentClient, LostAgentError
 from aicert.agent.engine import RUNTIME, runtime_folder
 from aicert.errors import Error
 from aicert.reader import Reader
 
 START_SECONDS = 30.0
+BOOT_SECONDS = 600.0
+"""How long a virtual machine may take until its agent answers; in emulation it takes a minute."""
+
 STOP_SECONDS = 8.0
 _TAKE_OVER_SECONDS = 1.0
 _ABOUT = "machine.json"
@@ -83,6 +87,12 @@ class StatePathError(MachineError):
     code = "machine.state-path"
 
 
+class BootError(MachineError):
+    """The machine booted something other than the image."""
+
+    code = "machine.boot"
+
+
 class StartError(MachineError):
     """The agent did not start."""
 
@@ -102,7 +112,9 @@ class MachineConfig:
     `local` starts a software TPM of its own; `host` uses the TPM that `tcti` names, whose EK
     certificate must chain to a root in `ek_roots` (PEM); `azure-host` uses that of the Azure VM
     that this host is, whose attestation key Azure certified, with `intermediates` (PEM) besides
-    those that are carried. `azure` has a virtual machine made in Azure, as `azure` says.
+    those that are carried. `azure` has a virtual machine made in Azure, as `azure` says. `qemu`
+    boots the measured `image` in a virtual machine of this host with a software TPM, `memory` MiB
+    and `cpus`, which may reach the `internet` or nothing.
 
     The machine ends with the process that started it, or `outlive` seconds later: until then
     another process may adopt it. One in Azure is not ended by the kernel: whoever retries the run
@@ -110,7 +122,7 @@ class MachineConfig:
     the folder of a machine whose run failed.
     """
 
-    kind: Literal["local", "host", "azure-host", "azure"] = "local"
+    kind: Literal["local", "host", "azure-host", "azure", "qemu"] = "local"
     state: Path = field(default_factory=default_state)
     algorithm: Literal["ecc", "rsa"] = "ecc"
     engine: Literal["podman", "docker"] | None = None
@@ -119,6 +131,10 @@ class MachineConfig:
     intermediates: Path | None = None
     metadata: str = azure.METADATA
     azure: AzureMachine | None = None
+    image: Path = field(default_factory=qemu.default_image)
+    memory: int = qemu.Shape().memory
+    cpus: int = qemu.Shape().cpus
+    internet: bool = False
     keep: bool = False
     outlive: int = 0
 
@@ -127,9 +143,10 @@ class MachineConfig:
         """The folder of the CA that certifies this machine's attestation keys; not in Azure.
 
         Hardware and software TPMs have one each: a verifier that pins the first as `hardware` must
-        not thereby trust the second.
+        not thereby trust the second. So have the software TPMs of virtual machines, which nobody
+        but the measured image speaks to.
         """
-        return self.state / ("ca" if self.kind == "local" else "host-ca")
+        return self.state / {"local": "ca", "qemu": "qemu-ca"}.get(self.kind, "host-ca")
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,7 +167,12 @@ class MachineHandle:
     @property
     def remote(self) -> bool:
         """Tell whether the agent sees none of this host's files."""
-        return self.kind == "azure"
+        return self.kind in ("azure", "qemu")
+
+    @property
+    def channel(self) -> Remote:
+        """The channel to an agent that is remote."""
+        return Remote.load(self.directory / CHANNEL)
 
     def to_json(self) -> dict[str, Any]:
         """Return the JSON form."""
@@ -239,20 +261,32 @@ def _start(
         # Azure certified its VMs' keys already.
         ca = None if config.kind == "azure-host" else DevelopmentCa.open_or_create(config.ca)
         tpm = config.tcti
-        if config.kind == "local":
+        if config.kind in ("local", "qemu"):
             assert ca is not None
             swtpm.manufacture(directory / "tpm", ca)
             tpm = f"swtpm-state:{directory / 'tpm'}"
         process = _spawn(config, directory, tpm, [lock, *owned])
         handle = MachineHandle(machine_id, config.kind, run, process.pid, directory)
-        with AgentClient(handle.socket) as client:
+        remote = None
+        if config.kind == "qemu":
+            remote = _await_boot(process, directory)
+            remote.save(directory / CHANNEL)
+        with AgentClient(remote or handle.socket) as client:
+            if remote is not None:
+                client.claim(remote)
             _await_agent(client, process, directory)
             if ca is not None:
                 roots = ca.ek_roots if config.ek_roots is None else config.ek_roots.read_bytes()
                 enrollment = Enrollment(ca, roots)
-                challenge = enrollment.begin(client.identity())
+                identity = client.identity()
+                challenge = enrollment.begin(identity)
                 answer = client.activate(challenge.credential_blob, challenge.encrypted_secret)
                 client.set_ak_certificate(enrollment.finish(answer))
+                if remote is not None:
+                    # Nothing of the run is sent before the TPM has said whose channel this is: the
+                    # TPM that the CA has just challenged, by the key that it certified.
+                    ak = tpm2.parse_public(identity.ak_public)
+                    _check_boot(config, client.attest(remote, ak))
         about = {"handle": handle.to_json(), "tags": tags}
         (directory / _ABOUT).write_text(json.dumps(about))
     except BaseException:
@@ -304,7 +338,7 @@ def _owning_tpm(config: MachineConfig, on_wait: Callable[[str], None]) -> Iterat
 
     Two runs that extend the same PCRs would spoil each other's log, and both would be refused.
     """
-    if config.kind == "local":
+    if config.kind in ("local", "qemu"):
         yield []
         return
     # A device has two names (tpm0, tpmrm0), and a host one TPM.
@@ -344,7 +378,7 @@ def adopt(
             with _lock:
                 _keeps[handle.id] = (None, keeper)
         with suppress(Error):
-            if handle.remote:
+            if azure_machine.is_prepared(handle.directory):
                 if azure_machine.settings(handle.directory) != config.azure:
                     raise MachineError("the machine is not what is asked for any more")
                 # Its process may have died before the machine was made, or Azure took it away.
@@ -386,9 +420,19 @@ def living(state: Path) -> list[Living]:
 
 def attach(handle: MachineHandle) -> AgentClient:
     """Return a client of the machine's agent."""
-    return AgentClient(
-        Remote.load(handle.directory / azure_machine.CHANNEL) if handle.remote else handle.socket
-    )
+    return AgentClient(handle.channel if handle.remote else handle.socket)
+
+
+def _check_boot(config: MachineConfig, answer: Attestation) -> None:
+    """Hold the PCRs against those that the image's builder foretold."""
+    for pcr, expected in qemu.Image.load(config.image).pcrs.items():
+        if answer.pcrs[pcr] != expected:
+            raise BootError(
+                f"the machine did not boot the image: PCR {pcr} is another",
+                got=answer.pcrs[pcr],
+                expected=expected,
+                advice="build the image again (`make image`); see console.log with `keep`",
+            )
 
 
 def destroy(handle: MachineHandle, *, keep: bool = False) -> None:
@@ -405,7 +449,7 @@ def destroy(handle: MachineHandle, *, keep: bool = False) -> None:
         process, keeper = _keeps.pop(handle.id, (None, None))
     if process is not None and process.poll() is None:
         _end(process)
-    if process is None and not handle.remote and _held(handle.directory):
+    if process is None and handle.kind != "azure" and _held(handle.directory):
         # Started by another process: its folder's lock says that it still lives.
         with suppress(ProcessLookupError):
             os.kill(handle.pid, signal.SIGKILL)
@@ -470,20 +514,15 @@ def _spawn(
     fcntl.flock(keeper, fcntl.LOCK_EX)
     command = [
         "unshare", "--pid", "--fork", "--kill-child", "--mount", "--mount-proc", "--",
-        sys.executable, "-I", "-m", "aicert.agent",
-        "--state", str(directory / "run"),
-        "--socket", str(directory / "agent.sock"),
-        "--tpm", tpm,
-        "--algorithm", config.algorithm,
+        sys.executable, "-I", "-m", f"aicert.agent{'.qemu' if config.kind == 'qemu' else ''}",
         "--keeper", str(directory / _KEEPER),
         "--outlive", str(config.outlive),
+        *(
+            _qemu_arguments(config, directory)
+            if config.kind == "qemu"
+            else _agent_arguments(config, directory, tpm)
+        ),
     ]  # fmt: skip
-    if config.kind == "azure-host":
-        command += ["--platform", "azure", "--metadata", config.metadata]
-        if config.intermediates is not None:
-            command += ["--intermediates", str(config.intermediates)]
-    if config.engine is not None:
-        command += ["--engine", config.engine]
     environment = {name: os.environ[name] for name in _PASSED_ENVIRONMENT if name in os.environ}
     with (directory / "agent.log").open("wb") as log:
         process = subprocess.Popen(
@@ -499,6 +538,52 @@ def _spawn(
     with _lock:
         _keeps[directory.name] = (process, keeper)
     return process
+
+
+def _qemu_arguments(config: MachineConfig, directory: Path) -> list[str]:
+    return [
+        "--folder", str(directory),
+        "--tpm", str(directory / "tpm"),
+        "--image", str(config.image),
+        "--memory", str(config.memory),
+        "--cpus", str(config.cpus),
+        "--accelerator", qemu.accelerator(),
+        *(["--internet"] if config.internet else []),
+    ]  # fmt: skip
+
+
+def _agent_arguments(config: MachineConfig, directory: Path, tpm: str) -> list[str]:
+    command = [
+        "--state", str(directory / "run"),
+        "--socket", str(directory / "agent.sock"),
+        "--tpm", tpm,
+        "--algorithm", config.algorithm,
+    ]  # fmt: skip
+    if config.kind == "azure-host":
+        command += ["--platform", "azure", "--metadata", config.metadata]
+        if config.intermediates is not None:
+            command += ["--intermediates", str(config.intermediates)]
+    if config.engine is not None:
+        command += ["--engine", config.engine]
+    return command
+
+
+def _await_boot(process: subprocess.Popen[bytes], directory: Path) -> Remote:
+    """Wait until a virtual machine's agent speaks TLS; return the channel that it shows."""
+    deadline = time.monotonic() + BOOT_SECONDS
+    while process.poll() is None and time.monotonic() < deadline:
+        with suppress(UnreachableError, FileNotFoundError):
+            return Remote.find("127.0.0.1", int((directory / qemu.PORT_FILE).read_text()))
+        time.sleep(0.2)
+    said = []
+    for name in ("agent.log", qemu.CONSOLE):
+        with suppress(OSError):
+            said.append((directory / name).read_text("utf-8", "replace").strip()[-1500:])
+    raise StartError(
+        "the virtual machine did not come up",
+        got="\n".join(filter(None, said)) or f"exit status {process.poll()}",
+        advice="these lines are QEMU's and the machine's console",
+    )
 
 
 def _await_agent(client: AgentClient, process: subprocess.Popen[bytes], directory: Path) -> None:
@@ -544,7 +629,7 @@ def _try_lock(path: Path) -> int | None:
 def _take_over(handle: MachineHandle) -> int | None:
     """Become the keeper of a machine that has none; None where it has one."""
     directory = handle.directory
-    if handle.remote:
+    if handle.kind == "azure":
         return _try_lock(directory / "lock")
     deadline = time.monotonic() + _TAKE_OVER_SECONDS
     while _held(directory):

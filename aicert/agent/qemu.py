@@ -12,6 +12,7 @@ that person: it shows that a boot was measured, and how, without hardware that m
 """
 
 import argparse
+import hashlib
 import json
 import os
 import re
@@ -119,10 +120,13 @@ class Shape:
     memory: int = 4096
     cpus: int = 2
 
-    @property
-    def name(self) -> str:
-        """What reference values call it, on this host's QEMU and firmware."""
-        return f"qemu q35 {CPU}, {self.cpus} CPUs, {self.memory} MiB"
+    def name(self, firmware: Path = FIRMWARE) -> str:
+        """Return what reference values call it, with a firmware of this host."""
+        digest = hashlib.sha256(firmware.read_bytes()).hexdigest()
+        return (
+            f"QEMU q35, {CPU}, {self.cpus} CPUs, {self.memory} MiB, "
+            f"{firmware.stem} sha256:{digest[:16]}"
+        )
 
 
 def base_command(

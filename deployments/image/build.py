@@ -260,6 +260,12 @@ def _build(packages: Path, work: Path, target: Path, *, debug: bool) -> None:
     made.rename(target)
 
 
+def version_of(folder: Path) -> str:
+    """Return the version of a built image: the agent's, and the beginning of the disk's digest."""
+    about = json.loads((folder / "image.json").read_text())
+    return f"{about['version']}+{about['disk'][:16]}"
+
+
 def version() -> str:
     """Return the agent's version, which is the image's."""
     match = re.search(r'__version__ = "([^"]+)"', (SOURCE / "__init__.py").read_text())

@@ -41,7 +41,7 @@ def test_the_command_that_the_documentation_names_registers_every_block(
     prefect_server: str,
 ) -> None:
     output = prefect(prefect_server, "block", "register", "-m", "blocks")
-    assert "Successfully registered 9 blocks" in output
+    assert "Successfully registered 10 blocks" in output
     found = block_types(prefect_server)
     for block in TYPES:
         slug = block.get_block_type_slug()

@@ -1,5 +1,6 @@
 """Virtual machines that boot the measured image, or something made to look like it."""
 
+import os
 import tempfile
 import time
 from collections.abc import Iterator
@@ -7,6 +8,8 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import pytest
 
 from aicert import tpm2
 from aicert.agent import qemu, swtpm
@@ -17,6 +20,15 @@ from aicert.agent.client import AgentClient
 BOOT_SECONDS = 420.0
 """In emulation, on a machine that does other things too; alone a boot takes 20 s."""
 
+MARKS = [
+    # One process runs all that boots: they share an image and a boot.
+    pytest.mark.xdist_group("qemu"),
+    pytest.mark.slow,
+    # Building takes two minutes where nothing is cached.
+    pytest.mark.timeout(1800),
+    pytest.mark.skipif(os.geteuid() != 0, reason="building an image needs root"),
+]
+
 
 @dataclass
 class Vm:
@@ -26,6 +38,7 @@ class Vm:
     machine: qemu.Machine
     port: int
     ca: DevelopmentCa
+    remote: Remote | None = None
 
     @property
     def console(self) -> str:
@@ -65,10 +78,23 @@ class Vm:
 
     def attest(self) -> Attestation:
         """Claim the agent, enrol it, and have it attest; what is returned is authenticated."""
-        remote = self.find()
+        remote = self.remote = self.find()
         with AgentClient(remote) as client:
             client.claim(remote)
             return client.attest(remote, self.enrol(client))
+
+
+@dataclass
+class Booted:
+    """A machine that booted the image, and what it attested to."""
+
+    vm: Vm
+    answer: Attestation
+
+    @property
+    def start(self) -> dict[int, bytes]:
+        """Its PCRs at the start of a run."""
+        return {**self.answer.pcrs, 15: bytes(32)}
 
 
 @contextmanager

@@ -18,7 +18,7 @@ from pathlib import Path
 AGENT = [
     "/usr/bin/python3.13", "-I", "-B", "-m", "aicert.agent",
     "--state", "/var/aicert", "--listen", "0.0.0.0:8443", "--tpm", "device:/dev/tpmrm0",
-    "--engine", "podman",
+    "--engine", "podman", "--platform", "auto",
 ]  # fmt: skip
 ENVIRONMENT = {
     "PATH": "/usr/bin:/usr/sbin",
@@ -177,6 +177,11 @@ def main() -> None:
     subprocess.run(["/usr/sbin/nft", "-f", "/usr/lib/aicert/firewall.nft"], check=True)
     bring_up_network()
     say("the agent starts")
+    if Path("/usr/lib/aicert/debug").exists():  # the debug image, which says so in its name
+        terminal = open("/dev/console", "r+b", buffering=0)  # noqa: SIM115
+        subprocess.Popen(
+            ["/usr/bin/busybox", "sh"], stdin=terminal, stdout=terminal, stderr=terminal
+        )
     with open("/dev/console", "wb") as console:
         agent = subprocess.Popen(AGENT, stdin=subprocess.DEVNULL, stdout=console, stderr=console)
     while True:
