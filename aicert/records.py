@@ -43,9 +43,13 @@ _FAN = 64
 _BUFFER = 1 << 20
 _TICK = 1 << 14
 
-# What is not a text of one byte a character would be taken apart in the wrong places, and the
-# records that a person looks for would not be found: it is refused.
+_GZIP = b"\x1f\x8b"
+_BOM = b"\xef\xbb\xbf"
+
+# In the lines of these nobody would find a record. (Of most other such files a zero byte tells.)
+_HEAD = 512
 _NOT_TEXT = (
+    (_GZIP, "gzip in gzip"),
     (b"\x28\xb5\x2f\xfd", "Zstandard"),
     (b"\xfd7zXZ\x00", "xz"),
     (b"BZh", "bzip2"),
@@ -56,8 +60,6 @@ _NOT_TEXT = (
     (b"\xff\xfe", "UTF-16"),
     (b"\xfe\xff", "UTF-16"),
 )
-_GZIP = b"\x1f\x8b"
-_BOM = b"\xef\xbb\xbf"
 
 Progress = Callable[[int], None]
 
@@ -210,7 +212,7 @@ def _lines(path: Path, file: File, kind: str, report: Progress) -> Iterator[byte
         hashed = _Hashed(raw, report)
         try:
             for number, line in enumerate(_text(io.BufferedReader(hashed, _BUFFER), file.path), 1):
-                if len(line) > MAX_RECORD:
+                if len(line) > MAX_RECORD and len(line.removesuffix(b"\n")) > MAX_RECORD:
                     raise TooLongError(
                         f"{file.path}, line {number}: the line is too long",
                         expected=f"at most {MAX_RECORD} bytes",
@@ -246,18 +248,20 @@ def _text(stream: io.BufferedReader, name: str) -> Iterator[bytes]:
     if stream.peek(2)[:2] == _GZIP:
         unpacked = gzip.GzipFile(fileobj=stream)
         stream = io.BufferedReader(cast(io.RawIOBase, unpacked), _BUFFER)
-    head = stream.peek(8)[:8]
-    for magic, what in _NOT_TEXT:
-        if head.startswith(magic):
-            raise NotTextError(
-                f"{name} has no lines that could be records",
-                got=what,
-                expected="text in UTF-8 or another code that has ASCII in it, plain or in gzip",
-                advice="unpack or convert it, or ask for records of another kind: files",
-            )
-    if head.startswith(_BOM):
-        stream.read(len(_BOM))
-    return iter(partial(stream.readline, MAX_RECORD + 1), b"")
+    head = stream.read(_HEAD)
+    found = [what for magic, what in _NOT_TEXT if head.startswith(magic)]
+    if found or b"\0" in head:
+        raise NotTextError(
+            f"{name} has no lines that could be records",
+            got=found[0] if found else "a zero byte near its start",
+            expected="text in UTF-8 or another code that has ASCII in it, plain or in gzip",
+            advice="unpack or convert it, or ask for records of another kind: files",
+        )
+    head = head.removeprefix(_BOM)
+    if not head.endswith(b"\n"):
+        head += stream.readline(MAX_RECORD + 1)
+    yield from head.removesuffix(b"\n").split(b"\n")
+    yield from iter(partial(stream.readline, MAX_RECORD + 1), b"")
 
 
 class _Hashed(io.RawIOBase):

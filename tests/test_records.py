@@ -2,7 +2,9 @@
 
 import gzip
 import hashlib
+import io
 import json
+import tarfile
 import tracemalloc
 from pathlib import Path
 from typing import Any
@@ -42,9 +44,9 @@ def expected(kind: str, normal: list[bytes]) -> Records:
 
 
 def test_a_line_is_a_record_without_the_white_space_around_it(tmp_path: Path) -> None:
-    content = b"\xef\xbb\xbfone\r\n  two \t\n\n \t \ntwo\nthr ee\n\xc3\xa9\xff\x00"
+    content = b"\xef\xbb\xbfone\r\n  two \t\n\n \t \ntwo\nthr ee\n\xc3\xa9\xff\x01"
     assert made(tmp_path, "lines", {"a.txt": content}) == expected(
-        "lines", [b"one", b"two", b"two", b"thr ee", b"\xc3\xa9\xff\x00"]
+        "lines", [b"one", b"two", b"two", b"thr ee", b"\xc3\xa9\xff\x01"]
     )
 
 
@@ -53,6 +55,14 @@ def test_a_line_of_json_is_the_same_record_however_it_is_written(tmp_path: Path)
     assert made(tmp_path, "jsonl", {"a.jsonl": content}) == expected(
         "jsonl", ['{"a":"é","b":1}'.encode(), '{"a":"é","b":1}'.encode(), b"[100]"]
     )
+
+
+def test_an_archive_is_no_text(tmp_path: Path) -> None:
+    packed = io.BytesIO()
+    with tarfile.open(fileobj=packed, mode="w:gz") as archive:
+        archive.addfile(tarfile.TarInfo("a.jsonl"), io.BytesIO())
+    with pytest.raises(records.NotTextError, match="has no lines"):
+        made(tmp_path, "lines", {"a.tar.gz": packed.getvalue()})
 
 
 def test_a_file_is_a_record_whatever_it_is_called(tmp_path: Path) -> None:
@@ -78,7 +88,9 @@ def test_how_records_are_spread_over_files_makes_no_difference(tmp_path: Path) -
 @pytest.mark.parametrize(
     "content",
     [b"\x28\xb5\x2f\xfd\0\0", b"\xfd7zXZ\0\0", b"BZh91AY", b"PK\3\4", b"PAR1\0", b"\xff\xfeh\0",
-     b"ARROW1\0\0", b"\x04\x22\x4d\x18", gzip.compress(b"PAR1", mtime=0)],
+     b"ARROW1\0\0", b"\x04\x22\x4d\x18", gzip.compress(b"PAR1", mtime=0), b"1\n\0",
+     gzip.compress(b"P", mtime=0) + gzip.compress(b"AR1", mtime=0), "1\n2\n".encode("utf-16-le"),
+     gzip.compress(gzip.compress(b"1", mtime=0), mtime=0)],
 )  # fmt: skip
 @pytest.mark.parametrize("kind", ["lines", "jsonl"])
 def test_what_has_no_lines_is_refused(tmp_path: Path, kind: str, content: bytes) -> None:
@@ -105,13 +117,36 @@ def test_a_line_that_is_no_plain_json_is_named(tmp_path: Path, line: bytes) -> N
         made(tmp_path, "jsonl", {"a.jsonl": b"1\n", "b.jsonl": b"{}\n\n" + line + b"\n"})
 
 
+@given(content=st.lists(st.sampled_from([b"\n", b" ", b"\r", b"1", b"22"])).map(b"".join),
+       head=st.integers(1, 9), packed=st.booleans())  # fmt: skip
+def test_lines_are_the_same_wherever_the_head_of_the_file_ends(
+    tmp_path_factory: pytest.TempPathFactory, content: bytes, head: int, packed: bool
+) -> None:
+    lines = [line.strip() for line in content.split(b"\n") if line.strip()]
+    data = gzip.compress(content, mtime=0) if packed else content
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(records, "_HEAD", head)
+        place = tmp_path_factory.mktemp("head")
+        if lines:
+            assert made(place, "lines", {"a": data}) == expected("lines", lines)
+        else:
+            with pytest.raises(records.NoRecordsError):
+                made(place, "lines", {"a": data})
+
+
 def test_a_line_without_an_end_is_refused_before_it_fills_the_memory(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(records, "MAX_RECORD", 100)
-    assert made(tmp_path / "a", "lines", {"a": b"x" * 99 + b"\n" + b"y" * 100}).count == 2
-    with pytest.raises(records.TooLongError, match="a, line 2"):
-        made(tmp_path / "b", "lines", {"a": b"x\n" + b"y" * 101})
+    monkeypatch.setattr(records, "_HEAD", 10)
+    for before in (0, 1, 8, 9, 10, 11, 100):
+        start = b"x" * before + b"\n" if before else b""
+        for end in (b"", b"\n", b"\nz"):
+            files = {"a": start + b"y" * 100 + end}
+            assert made(tmp_path, "lines", files).count == bool(before) + 1 + end.count(b"z")
+            files = {"a": start + b"y" * 101 + end}
+            with pytest.raises(records.TooLongError, match=f"a, line {2 if before else 1}:"):
+                made(tmp_path, "lines", files)
 
 
 def test_a_long_text_in_json_is_a_record(tmp_path: Path) -> None:
