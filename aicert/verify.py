@@ -480,10 +480,17 @@ def _proved(
         if confidential is not None
         else ""
     )
+    records = (
+        f"of {item.name}, {count(item.records.count, 'record')} are committed to, by "
+        f"{item.records.method}: `aicert data check` shows whether one is there"
+        for item in run.inputs
+        if item.records is not None
+    )
     return (
         f"a TPM vouched for by {chain.pin.name!r} signed this record in one unbroken boot",
         *filter(None, [image, cpu]),
         f"{count(len(run.inputs), 'input')}, the container image and the command are as named",
+        *records,
         *times.proved(),
         checked,
     )

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from cryptography.hazmat.primitives.serialization import Encoding
 
-from aicert import events, manifest, records
+from aicert import manifest, records
 from benchmarks.harness import (
     BIN,
     Cold,
@@ -25,7 +25,7 @@ from benchmarks.harness import (
     take_turns,
     walls,
 )
-from tests.support.forger import Forger, run_events
+from tests.support.forger import Forger, committing, run_events
 
 COMMIT = """
 import sys, tempfile
@@ -61,22 +61,14 @@ def certified(folder: Path, place: Path, kind: str) -> Path:
     """Write a certificate of a run over this folder, with its root beside it; return its path."""
     tree = manifest.scan(folder)
     held = records.commit(folder, tree, kind, scratch=place)
-    forger = Forger(events=[_with(event, tree, held) for event in run_events()])
+    made = committing(run_events(), kind, held)
+    made[2] = replace(made[2], files=len(tree.files), size=tree.size, root=tree.root,
+                      manifest=tree.digest)  # fmt: skip
+    forger = Forger(events=made)
     (place / "root.pem").write_bytes(forger.authority.root.public_bytes(Encoding.PEM))
     path = place / "certificate.json"
     path.write_bytes(forger.certificate().encode())
     return path
-
-
-def _with(event: object, tree: manifest.Manifest, held: events.Records) -> object:
-    if isinstance(event, events.Job):
-        code, data = event.spec.inputs
-        spec = replace(event.spec, inputs=(code, replace(data, records=held.kind)))
-        return replace(event, spec=spec)
-    if isinstance(event, events.Input) and event.name == "data":
-        return replace(event, files=len(tree.files), size=tree.size, root=tree.root,
-                       manifest=tree.digest, records=held)  # fmt: skip
-    return event
 
 
 def measure(options: Options) -> Result:

@@ -345,6 +345,18 @@ def test_no_change_to_a_proof_leaves_it_good(small: World, data: st.DataObject) 
         proof.check(Proof.parse(forged), small.run, good.record)
 
 
+@pytest.mark.parametrize("make", [found, absent])
+def test_no_byte_of_a_proof_can_be_changed(small: World, make: Callable[[World], Proof]) -> None:
+    good = make(small)
+    data = good.encode()
+    for position in range(len(data)):
+        for bit in (0x01, 0x20):
+            mutant = bytearray(data)
+            mutant[position] ^= bit
+            with pytest.raises((proof.ProofError, canonical.CanonicalError)):
+                proof.check(Proof.parse(bytes(mutant)), small.run, good.record)
+
+
 @pytest.mark.parametrize(
     "spoil",
     [

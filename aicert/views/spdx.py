@@ -207,7 +207,14 @@ class _Graph:
 def _about(item: Input) -> str:
     what = f"{count(item.files, 'file')}, {item.size} bytes, root digest sha256:{item.root}"
     commit = "" if item.git_commit is None else f", git commit {item.git_commit}"
-    return f"A {item.kind}: {what}, manifest sha256:{item.manifest}{commit}."
+    held = item.records
+    records = (
+        ""
+        if held is None
+        else f" Its {count(held.count, 'record')} ({held.method}, {held.distinct} distinct) are "
+        f"committed to by the root sha256:{held.root}."
+    )
+    return f"A {item.kind}: {what}, manifest sha256:{item.manifest}{commit}.{records}"
 
 
 def _hashes(sha256: str) -> list[dict[str, str]]:

@@ -30,7 +30,15 @@ from aicert.agent.swtpm import Swtpm, manufacture
 from aicert.agent.tpm import Tpm
 from aicert.certificate import AttestationKey, Certificate, Quote
 from tests.support import forger
-from tests.support.forger import STARTED, Authority, Forger, run_events, selection, sign_tpm
+from tests.support.forger import (
+    STARTED,
+    Authority,
+    Forger,
+    committing,
+    run_events,
+    selection,
+    sign_tpm,
+)
 
 HERE = Path(__file__).parent
 CASES = HERE / "cases"
@@ -1122,20 +1130,7 @@ replaced(
 )
 
 
-RECORDS = events.Records("lines/1", "99" * 32, 10, 9)
-
-
-def committing(listed: list[Any], asked: str | None, held: events.Records | None) -> list[Any]:
-    """The events of a run whose spec asks for records of its data, and what was measured."""
-    code, data = listed[0].spec.inputs
-    spec = replace(listed[0].spec, inputs=(code, replace(data, records=asked)))
-    return [
-        replace(listed[0], spec=spec),
-        listed[1],
-        replace(listed[2], records=held),
-        *listed[3:],
-    ]
-
+RECORDS = forger.RECORDS
 
 case(
     "good-with-records",

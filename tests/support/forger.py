@@ -262,6 +262,17 @@ def run_events(files: Iterable[File] | None = None, nonce: bytes = b"\x01" * 32)
     return [events.read_event(content) for content in contents]
 
 
+RECORDS = events.Records("lines/1", "99" * 32, 10, 9)
+
+
+def committing(listed: list[Any], asked: str | None, held: events.Records | None) -> list[Any]:
+    """The events of a run whose spec asks for records of its data, and what was measured."""
+    code, data = listed[0].spec.inputs
+    spec = replace(listed[0].spec, inputs=(code, replace(data, records=asked)))
+    first = replace(listed[0], spec=spec)
+    return [first, listed[1], replace(listed[2], records=held), *listed[3:]]
+
+
 @dataclass
 class Forger:
     """Makes certificates. Every part can be replaced before `certificate` puts them together."""

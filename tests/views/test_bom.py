@@ -10,13 +10,18 @@ from cyclonedx.schema import SchemaVersion
 from cyclonedx.validation.json import JsonStrictValidator
 from spdx_python_model import v3_0_1 as spdx3
 
+from aicert import card
 from aicert.certificate import Certificate
 from aicert.log import parse_run
 from aicert.views import VIEWS
 from aicert.views.parts import parts, uri
+from tests.support.forger import RECORDS, committing, run_events
 from tests.support.views import digests, hostile, leaf, made
 
-CERTIFICATES = pytest.mark.parametrize("certificate", [made(), made(kind="rsa"), hostile()])
+RECORDED = made(events=committing(run_events(), "lines", RECORDS))
+CERTIFICATES = pytest.mark.parametrize(
+    "certificate", [made(), made(kind="rsa"), hostile(), RECORDED]
+)
 
 
 def cyclonedx(certificate: Certificate) -> dict[str, Any]:
@@ -110,6 +115,14 @@ def test_every_digest_in_a_bom_was_measured(certificate: Certificate, view: str)
     found = {digest for text in texts for digest in re.findall(r"\b[0-9a-f]{64}\b", text)}
     assert found
     assert found <= digests(certificate)
+
+
+@pytest.mark.parametrize("view", ["cyclonedx", "spdx", "card"])
+def test_the_commitment_to_records_is_told(view: str) -> None:
+    text = card.markdown(RECORDED) if view == "card" else VIEWS[view].make(RECORDED, None).decode()
+    assert "lines/1" in text
+    assert view == "card" or RECORDS.root in text
+    assert "10 records" in text or view == "cyclonedx"
 
 
 @pytest.mark.parametrize("view", ["cyclonedx", "spdx"])
