@@ -435,7 +435,7 @@ class AzureVms:
             plan.request["properties"]["userData"] = user_data
         deadline = time.monotonic() + _CREATE_SECONDS
         try:
-            with _explained(f"machine {plan.name}"):
+            with explained(f"machine {plan.name}"):
                 found = self._get(plan.name)
                 if found is not None and _state(found) in ("Failed", "Canceled", "Deleting"):
                     # Of an attempt that could not clean up: nothing runs on it.
@@ -511,7 +511,7 @@ class AzureVms:
             ).result()
 
     def _describe(self, found: Any, run: str, plan: Plan) -> Vm:
-        with _explained("the machine's network interface"):
+        with explained("the machine's network interface"):
             (reference,) = found.network_profile.network_interfaces
             nic = self._network.network_interfaces.get(
                 self.config.group, reference.id.rpartition("/")[2]
@@ -560,7 +560,7 @@ class AzureVms:
         """
         name = vm_name(run)
         deadline = time.monotonic() + _DELETE_SECONDS
-        with _explained(f"deleting {name}"), _gone_is_fine():
+        with explained(f"deleting {name}"), _gone_is_fine():
             found = self._get(name)
             if found is not None:
                 self._require_own(found, run)
@@ -582,12 +582,12 @@ class AzureVms:
                     advice="delete these by hand, or let the reaper try again",
                 )
             time.sleep(self._poll)
-        with _explained(f"the disk of {name}"), _gone_is_fine():
+        with explained(f"the disk of {name}"), _gone_is_fine():
             self._delete(f"{_prefix(self.config)}/Microsoft.Compute/disks/{name}-os")
 
     def _left(self, run: str) -> list[Owned]:
         """Return what there still is of a run; the group's list may be some minutes old."""
-        with _explained(f"looking for what is left of {run}"):
+        with explained(f"looking for what is left of {run}"):
             return [item for item in self.owned() if item.run == run and self._exists(item.id)]
 
     @staticmethod
@@ -605,7 +605,7 @@ class AzureVms:
         Raises:
             AzureVmError: the group cannot be listed.
         """
-        with _explained(f"listing the group {self.config.group}"):
+        with explained(f"listing the group {self.config.group}"):
             # Unfiltered: asked for a tag, Azure leaves out the tags of what it lists.
             found = self._resources.resources.list_by_resource_group(self.config.group)
             return [
@@ -620,7 +620,7 @@ class AzureVms:
         Raises:
             AzureVmError: it cannot be deleted.
         """
-        with _explained(f"deleting {item.id}"), _gone_is_fine():
+        with explained(f"deleting {item.id}"), _gone_is_fine():
             self._delete(item.id)
 
     def _delete(self, resource: str) -> None:
@@ -676,7 +676,7 @@ class AzureVms:
     @staticmethod
     def _looked(name: str, look: Callable[[], str]) -> tuple[str, str | AzureVmError]:
         try:
-            with _explained(name):
+            with explained(name):
                 return name, look()
         except AzureVmError as error:
             return name, error
@@ -1010,7 +1010,7 @@ def _classified(code: str, text: str, what: str, status: int | None = None) -> A
 
 
 @contextmanager
-def _explained(what: str) -> Iterator[None]:
+def explained(what: str) -> Iterator[None]:
     """Turn whatever the libraries raise into one of our errors."""
     from azure.core.exceptions import AzureError, ClientAuthenticationError, HttpResponseError
 

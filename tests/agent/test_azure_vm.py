@@ -679,7 +679,7 @@ def test_the_stand_in_refuses_what_azure_would_not_know(arm: Arm, config: VmConf
         plan = machines.plan(RUN)
         change(plan.request)
         with pytest.raises(azure_vm.AzureVmError):
-            with azure_vm._explained("it"):
+            with azure_vm.explained("it"):
                 machines._make(plan, 0)
     assert len(arm.violations) == 5
     arm.violations.clear()

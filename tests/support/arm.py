@@ -27,7 +27,7 @@ from azure.core.credentials import AccessToken
 from aicert.agent.azure_roles import PROVIDERS
 from tests.support.tls import Loopback
 
-SCHEMA = Path(__file__).parent / "arm_schemas" / "Microsoft.Compute-2025-11-01.json.gz"
+SCHEMAS = Path(__file__).parent / "arm_schemas"
 SUBSCRIPTION = "0b1f6471-1bf0-4dda-aec3-cb9272f09590"
 GROUP = "trainings"
 PREFIX = f"/subscriptions/{SUBSCRIPTION}/resourceGroups/{GROUP}/providers"
@@ -37,20 +37,23 @@ IMAGE = f"{PREFIX}/Microsoft.Compute/galleries/gal/images/aicert/versions/1.0.0"
 TOKEN = "a-token-of-the-worker"
 
 VM = "microsoft.compute/virtualmachines"
+IMAGES = "microsoft.compute/galleries/images"
+VERSIONS = "microsoft.compute/galleries/images/versions"
 
 
 @cache
-def virtual_machine() -> dict[str, Any]:
-    """Return what Microsoft's schema says of a virtual machine alone, made strict.
+def schema(kind: str, version: str) -> dict[str, Any]:
+    """Return what Microsoft's schema says of one kind of resource alone, made strict.
 
     Without descriptions and template expressions, nothing may be there that it does not name, and
-    any size will do: the list of sizes is older than most of them.
+    any size of a machine will do: the list of sizes is older than most of them.
     """
-    original = json.loads(gzip.decompress(SCHEMA.read_bytes()))
+    path = SCHEMAS / f"Microsoft.Compute-{version}.json.gz"
+    original = json.loads(gzip.decompress(path.read_bytes()))
     definitions = original["definitions"]
-    machine = original["resourceDefinitions"]["virtualMachines"]
+    machine = original["resourceDefinitions"][kind]
     machine = {**machine, "properties": {**machine["properties"]}}
-    del machine["properties"]["resources"]
+    machine["properties"].pop("resources", None)
     needed: set[str] = set()
     pending = list(_references(machine))
     while pending:
@@ -59,7 +62,8 @@ def virtual_machine() -> dict[str, Any]:
             pending += _references(definitions[name])
     made: dict[str, Any] = _strict(machine)
     made["definitions"] = {name: _strict(definitions[name]) for name in sorted(needed)}
-    made["definitions"]["HardwareProfile"]["properties"]["vmSize"] = {"type": "string"}
+    if kind == "virtualMachines":
+        made["definitions"]["HardwareProfile"]["properties"]["vmSize"] = {"type": "string"}
     # Name, type and version stand in the address of the request.
     made["required"] = ["properties", "location"]
     for name in ("name", "type", "apiVersion"):
@@ -160,7 +164,13 @@ class Arm:
         self.skus: list[dict[str, Any]] = []
         self.usages: list[dict[str, Any]] = []
         self._operations: dict[str, Operation] = {}
-        self._schema = jsonschema.Draft4Validator(virtual_machine())
+        self.version_fails: tuple[str, str] | None = None
+        self.on_version: Callable[[dict[str, Any]], None] = lambda version: None
+        self._schemas = {
+            VM: jsonschema.Draft4Validator(schema("virtualMachines", "2025-11-01")),
+            IMAGES: jsonschema.Draft4Validator(schema("galleries_images", "2025-03-03")),
+            VERSIONS: jsonschema.Draft4Validator(schema("galleries_images_versions", "2025-03-03")),
+        }
         self._lock = threading.RLock()
         self.providers = dict.fromkeys(PROVIDERS, "Registered")
         # By scope: the roles of the caller there, as (actions, not actions).
@@ -322,14 +332,16 @@ class Arm:
         kind = type_of(path)
         if kind == "microsoft.devtestlab/schedules":
             return self._put_schedule(path, value)
-        if kind != VM:
+        if kind not in self._schemas:
             return self._violation(400, f"PUT {path}")
         problems = [
             f"{'/'.join(map(str, error.path))}: {error.message}"
-            for error in self._schema.iter_errors(value)
+            for error in self._schemas[kind].iter_errors(value)
         ]
         if problems:
             return self._violation(400, f"PUT {path}: {'; '.join(problems)}")
+        if kind != VM:
+            return self._put_image(path, kind, value)
         old = self.resources.get(path.lower())
         if old is not None and handler.headers.get("If-None-Match") == "*":
             return 412, {}, _error("PreconditionFailed", "the resource already exists")
@@ -386,6 +398,30 @@ class Arm:
         status = {"code": f"ProvisioningState/failed/{code}", "message": message, "level": "Error"}
         machine["properties"]["instanceView"] = {"statuses": [status]}
         return {"code": code, "message": message}
+
+    def _put_image(
+        self, path: str, kind: str, value: dict[str, Any]
+    ) -> tuple[int, dict[str, str], Any]:
+        """Make an image of a gallery, or a version of one, which takes a while."""
+        above = path.rpartition("/")[0].rpartition("/")[0]
+        if kind == VERSIONS and above.lower() not in self.resources:
+            return 404, {}, _error("ParentResourceNotFound", f"{above} was not found")
+        if path.lower() in self.resources:
+            return self._violation(409, f"PUT over what is there: {path}")
+        made = self._add(path, kind, value)
+        made["properties"]["provisioningState"] = "Creating"
+
+        def end() -> dict[str, Any] | None:
+            if kind == VERSIONS and self.version_fails is not None:
+                made["properties"]["provisioningState"] = "Failed"
+                code, message = self.version_fails
+                return {"code": code, "message": message}
+            if kind == VERSIONS:
+                self.on_version(made)
+            made["properties"]["provisioningState"] = "Succeeded"
+            return None
+
+        return 201, self._begin(end), made
 
     def _put_schedule(self, path: str, value: Any) -> tuple[int, dict[str, str], Any]:
         wanted = {
