@@ -11,6 +11,7 @@ import shutil
 import signal
 import socket
 import subprocess
+import sys
 import threading
 from collections.abc import Callable
 from contextlib import suppress
@@ -281,11 +282,27 @@ def manufacture(state: Path, ca: DevelopmentCa) -> None:
         file.chmod(0o600)
 
 
+_REAPER = """
+import ctypes, os, sys
+ctypes.CDLL(None).prctl(36, 1, 0, 0, 0)
+child = os.posix_spawn(sys.argv[1], sys.argv[1:], os.environ)
+while True:
+    ended, status = os.wait()
+    if ended == child:
+        os._exit(os.waitstatus_to_exitcode(status) & 255)
+"""
+"""Runs a command and reaps what it leaves (36 is PR_SET_CHILD_SUBREAPER, prctl(2)).
+
+swtpm_setup ends its TPM and waits until nobody sees the process any more: until PID 1 has reaped
+it. In a container or a small virtual machine that can take a second, or never happen.
+"""
+
+
 def _run(command: list[str], work: Path, log: Path) -> int | str:
     """Run a command in a process group of its own, and end all of it if it takes too long."""
     with log.open("wb") as output:
         process = subprocess.Popen(
-            command,
+            [sys.executable, "-I", "-S", "-c", _REAPER, *command],
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=output,

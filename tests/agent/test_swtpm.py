@@ -125,6 +125,29 @@ def test_a_tpm_is_never_overwritten(factory: Factory, state: Path) -> None:
     assert (state / "tpm2-00.permall").read_bytes() == before
 
 
+def test_nothing_that_manufacturing_starts_is_left_for_process_1_to_reap(
+    tmp_path: Path, factory: Factory
+) -> None:
+    # As a subreaper's child, what is orphaned comes to this test instead of to process 1.
+    script = (
+        "import ctypes, os, subprocess, sys; ctypes.CDLL(None).prctl(36, 1, 0, 0, 0);"
+        "subprocess.run(sys.argv[1:], check=True);"
+        "os.waitpid(-1, os.WNOHANG)"
+    )
+    code = (
+        "import sys; from pathlib import Path; from aicert.agent.ca import DevelopmentCa;"
+        "from aicert.agent.swtpm import manufacture;"
+        "manufacture(Path(sys.argv[1]), DevelopmentCa.open_or_create(Path(sys.argv[2])))"
+    )
+    ca = factory.ca.ek_certificate_file.parent
+    done = subprocess.run(
+        [sys.executable, "-c", script, sys.executable, "-c", code, tmp_path / "tpm", ca],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert "ChildProcessError" in done.stderr, done.stderr
+    assert (tmp_path / "tpm" / "tpm2-00.permall").exists()
+
+
 def test_a_failed_manufacture_says_what_the_tool_said(tmp_path: Path) -> None:
     ca = DevelopmentCa.open_or_create(tmp_path / "ca")
     key = ca.ek_key_file.read_bytes()
