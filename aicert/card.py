@@ -10,6 +10,7 @@ import re
 
 from cryptography import x509
 
+from aicert import evaluation
 from aicert.assurance import MEANING
 from aicert.certificate import Certificate
 from aicert.events import Records, format_time
@@ -89,8 +90,9 @@ def markdown(certificate: Certificate, verdict: Verdict | None = None) -> str:
                     "Made from",
                     f"{count(len(run.inputs), 'input')}, one container image, one command",
                 ),
-                ("Trained", f"{_times(run)} (the machine's clock)"),
-                ("Training took", duration(run.end.duration_milliseconds)),
+                *_evaluated(run),
+                (started(run), f"{_times(run)} (the machine's clock)"),
+                ("It took", duration(run.end.duration_milliseconds)),
                 ("Who vouches", escaped(vouches(certificate, verdict))),
                 ("Certificate", f"`sha256:{certificate.digest}`"),
                 ("Run", f"`{run.job.run}`"),
@@ -133,11 +135,28 @@ def markdown(certificate: Certificate, verdict: Verdict | None = None) -> str:
     if run.end.metrics is not None:
         lines += [
             "",
-            "## Metrics, as reported by the training",
+            f"## Metrics, as reported by the {kind(run)}",
             "",
             table(
                 ("metric", "value"),
                 [(escaped(name), escaped(value)) for name, value in run.end.metrics.values.items()],
+            ),
+        ]
+    if verdict is not None and verdict.evaluations:
+        lines += [
+            "",
+            "## Certified evaluations",
+            "",
+            table(
+                ("evaluation", "assurance", "certificate (SHA-256)"),
+                [
+                    (
+                        escaped(evaluation.says(one.run)),
+                        f"`{one.assurance}`",
+                        f"`{one.certificate_digest}`",
+                    )
+                    for one in verdict.evaluations
+                ],
             ),
         ]
     if verdict is not None:
@@ -170,7 +189,8 @@ def text(certificate: Certificate) -> str:
         ("model", clean(spec.name)),
         *([("about", clean(spec.description))] if spec.description else []),
         ("certificate", f"sha256:{certificate.digest}"),
-        ("trained", f"{_times(run)}, {duration(run.end.duration_milliseconds)} of training"),
+        *(((name.lower(), value.replace("`", "")) for name, value in _evaluated(run))),
+        (started(run).lower(), f"{_times(run)}, it took {duration(run.end.duration_milliseconds)}"),
         ("image", f"{clean(run.image.reference)}\n  sha256:{run.image.config}"),
         ("command", clean(" ".join(spec.command))),
         *(
@@ -196,7 +216,7 @@ def text(certificate: Certificate) -> str:
         lines.append(f"  {name:<{width}}  {first}")
         lines += [f"  {'':<{width}}{other}" for other in others]
     if run.end.metrics is not None:
-        lines.append(f"  {'':<{width}}  * as reported by the training")
+        lines.append(f"  {'':<{width}}  * as reported by the {kind(run)}")
     return "\n".join(lines)
 
 
@@ -213,6 +233,26 @@ def verdict_text(verdict: Verdict) -> str:
             *(f"  - {clean(sentence)}" for sentence in verdict.not_proved),
         ]
     )
+
+
+def kind(run: Run) -> str:
+    """Return what a run is, in a word."""
+    return "training" if run.job.spec.evaluation is None else "evaluation"
+
+
+def started(run: Run) -> str:
+    """Return what was done in a run, in a word."""
+    return "Trained" if run.job.spec.evaluation is None else "Evaluated"
+
+
+def _evaluated(run: Run) -> list[tuple[str, str]]:
+    if run.job.spec.evaluation is None:
+        return []
+    asked, _ = evaluation.model(run)
+    return [
+        ("Evaluates", f"the model of `sha256:{asked.certificate}`"),
+        ("Result", escaped(evaluation.says(run))),
+    ]
 
 
 def _status(verdict: Verdict | None) -> str:

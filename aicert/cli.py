@@ -76,6 +76,9 @@ def main() -> None:
 @click.option("--timestamp-root", "stamp_roots", multiple=True, type=_File,
     help="Root of a timestamp authority that you believe. Repeatable.",
 )  # fmt: skip
+@click.option("--evaluation", "evaluations", multiple=True, type=_Certificate,
+    help="The certificate of an evaluation of this model: verify and show it too. Repeatable.",
+)  # fmt: skip
 @click.option("--signature", type=_File, help="The run's model.sig: check it too.")
 @click.option("--signature-key", type=_File,
     help="Write there the public key of --signature (PEM), for other tools.",
@@ -93,6 +96,7 @@ def verify(
     policies: tuple[Path, ...],
     references: tuple[Path, ...],
     stamp_roots: tuple[Path, ...],
+    evaluations: tuple[str, ...],
     signature: Path | None,
     signature_key: Path | None,
     vsa: Path | None,
@@ -113,6 +117,7 @@ def verify(
     from aicert.trust import load_certificates
 
     data = _read_certificate(certificate, as_json)
+    evaluated = [_read_certificate(source, as_json) for source in evaluations]
     documents = [_read(path, as_json) for path in references]
     if signature_key is not None and signature is None:
         raise click.UsageError("--signature-key needs --signature")
@@ -140,6 +145,7 @@ def verify(
             policy=policy,
             references=documents,
             timestamp_roots=authorities,
+            evaluations=evaluated,
         )
         signer = None if signed is None else oms.check(signed, verdict)
     except TimestampExtraError as error:
@@ -642,6 +648,61 @@ def reproduce(
         absolute_tolerance=tolerance,
         relative_tolerance=relative,
         ignore=list(ignore),
+    )
+    sys.exit(status)
+
+
+@main.command()
+@click.argument("certificate", type=_Certificate)
+@click.argument("spec", type=_File)
+@click.option("--weights", type=_Folder,
+    help="The model's files; by default `weights` beside CERTIFICATE.",
+)  # fmt: skip
+@click.option("--root", type=click.Path(path_type=Path),
+    help="A root for software TPMs that CERTIFICATE may have; by default your own CA's.",
+)  # fmt: skip
+@click.option("--hardware-root", type=click.Path(path_type=Path), help="The same, for real TPMs.")
+@click.option("--allow-simulated", is_flag=True, help="Accept a software TPM for CERTIFICATE.")
+@click.option("--policy", type=_File, help="A policy that CERTIFICATE must pass.")
+@click.option("--store", help="Folder or URL to publish to.")
+@click.option("--engine", type=click.Choice(["auto", "podman", "docker"]), default="auto",
+    show_default=True, help="Container engine.",
+)  # fmt: skip
+@click.option("--verbose", is_flag=True, help="Show the evaluation's lines too.")
+@click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
+def evaluate(
+    certificate: str,
+    spec: Path,
+    weights: Path | None,
+    root: Path | None,
+    hardware_root: Path | None,
+    allow_simulated: bool,
+    policy: Path | None,
+    store: str | None,
+    engine: str,
+    verbose: bool,
+    as_json: bool,
+) -> None:
+    """Run the evaluation SPEC on the model of CERTIFICATE, on this machine (as root).
+
+    It is measured and certified like a training; its own certificate is about the model, and bound
+    to CERTIFICATE. The status is 1 where the model does not reach what SPEC demands.
+    """
+    demands = {
+        "policy": policy,
+        "roots": root,
+        "hardware_roots": hardware_root,
+        "allow_simulated": allow_simulated,
+    }
+    status = _extra("flows.cli", "pipeline").evaluate(
+        certificate,
+        spec,
+        weights=None if weights is None else str(weights),
+        store=store,
+        engine=engine,
+        demands=demands if any(demands.values()) else None,
+        verbose=verbose,
+        as_json=as_json,
     )
     sys.exit(status)
 

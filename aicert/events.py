@@ -33,6 +33,8 @@ MAX_RECORDS = 1 << 40
 MAX_INPUTS = 256
 MAX_OUTPUTS = 10_000
 MAX_LAYERS = 256
+MAX_BAR = 1e300
+"""The largest bound on a metric, either way."""
 
 _UUID = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}")
 _NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,62}")
@@ -72,7 +74,12 @@ def _git_commit(reader: Reader, field: str) -> str | None:
 
 @dataclass(frozen=True, slots=True)
 class SpecInput:
-    """An input as the spec asks for it; `records` is the kind that is to be committed to."""
+    """An input as the spec asks for it.
+
+    `records` is the kind that is to be committed to; `certificate` names the certificate that the
+    input is said to be certified by (see `aicert.links`). The JSON form has either field only where
+    it is asked for.
+    """
 
     name: str
     uri: str
@@ -80,6 +87,7 @@ class SpecInput:
     sha256: str | None
     target: str
     records: str | None = None
+    certificate: str | None = None
 
     @classmethod
     def read(cls, reader: Reader) -> Self:
@@ -93,12 +101,79 @@ class SpecInput:
             records=reader.choice("records", tuple(RECORD_METHODS))
             if reader.has("records")
             else None,
+            certificate=reader.sha256("certificate") if reader.has("certificate") else None,
         )
 
     def to_json(self) -> dict[str, Any]:
-        """Return the JSON form; `records` stands in it only where they are asked for."""
-        asked = {name: getattr(self, name) for name in self.__slots__ if name != "records"}
-        return asked if self.records is None else {**asked, "records": self.records}
+        """Return the JSON form."""
+        optional = ("records", "certificate")
+        fields = {name: getattr(self, name) for name in self.__slots__}
+        return {k: v for k, v in fields.items() if k not in optional or v is not None}
+
+
+@dataclass(frozen=True, slots=True)
+class Bar:
+    """What a metric must reach to pass; at least one of the two bounds is there."""
+
+    at_least: int | float | None
+    at_most: int | float | None
+
+    @classmethod
+    def read(cls, reader: Reader) -> Self:
+        """Read the JSON form."""
+        low, high = (
+            _number(reader, name, -MAX_BAR, MAX_BAR) if reader.has(name) else None
+            for name in ("atLeast", "atMost")
+        )
+        if low is None and high is None:
+            raise reader.fail(reader.where, "has no bound")
+        return cls(low, high)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the JSON form."""
+        bounds = {"atLeast": self.at_least, "atMost": self.at_most}
+        return {name: value for name, value in bounds.items() if value is not None}
+
+    def passed(self, value: object) -> bool:
+        """Tell whether a metric reaches it; what is not a number does not."""
+        if type(value) not in (int, float):
+            return False
+        low, high = self.at_least, self.at_most
+        return (low is None or value >= low) and (high is None or value <= high)  # type: ignore[operator]
+
+    def says(self, metric: str) -> str:
+        """Return it in words, as it is stated of a metric; numbers as canonical JSON has them."""
+        bounds = ((">=", self.at_least), ("<=", self.at_most))
+        return " and ".join(
+            f"{metric} {sign} {canonical.dumps(value).decode()}"
+            for sign, value in bounds
+            if value is not None
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Evaluation:
+    """What makes a run an evaluation: the input that is evaluated, and what it must reach."""
+
+    model: str
+    bar: dict[str, Bar]
+
+    @classmethod
+    def read(cls, reader: Reader) -> Self:
+        """Read the JSON form."""
+        raw = reader.raw("bar")
+        names = dict.fromkeys(raw) if type(raw) is dict else raw
+        if problem := metrics_problem(names):
+            raise reader.fail(f"{reader.where}.bar", problem)
+        bars = Reader(raw, f"{reader.where}.bar", EventError)
+        return cls(_named(reader, "model"), {name: bars.read(name, Bar.read) for name in names})
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the JSON form."""
+        return {
+            "model": self.model,
+            "bar": {name: bar.to_json() for name, bar in self.bar.items()},
+        }
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,7 +208,10 @@ class Limits:
 
 @dataclass(frozen=True, slots=True)
 class Spec:
-    """The training spec in its normalised form: what the builder asked for."""
+    """The training spec in its normalised form: what the builder asked for.
+
+    `evaluation` is None for a training; the JSON form has the field only in an evaluation.
+    """
 
     name: str
     description: str
@@ -145,6 +223,7 @@ class Spec:
     metrics: str | None
     limits: Limits
     seed: int
+    evaluation: Evaluation | None = None
 
     @classmethod
     def read(cls, reader: Reader) -> Self:
@@ -164,11 +243,14 @@ class Spec:
             metrics=reader.optional_text("metrics"),
             limits=reader.read("limits", Limits.read),
             seed=reader.integer("seed"),
+            evaluation=reader.read("evaluation", Evaluation.read)
+            if reader.has("evaluation")
+            else None,
         )
 
     def to_json(self) -> dict[str, Any]:
         """Return the JSON form."""
-        return {
+        fields = {
             "name": self.name,
             "description": self.description,
             "image": self.image,
@@ -180,6 +262,9 @@ class Spec:
             "limits": self.limits.to_json(),
             "seed": self.seed,
         }
+        if self.evaluation is not None:
+            fields["evaluation"] = self.evaluation.to_json()
+        return fields
 
 
 @dataclass(frozen=True, slots=True)

@@ -231,6 +231,16 @@ def _check_consistent(run: Run) -> None:
                 f"the variable {name} is not as the agent sets it", got=given[name], expected=value
             )
     _check_inputs(spec)
+    if spec.evaluation is not None:
+        linked = [item.name for item in spec.inputs if item.certificate is not None]
+        if spec.evaluation.model not in linked:
+            raise GrammarError(
+                "what is evaluated is not an input with a certificate",
+                got=spec.evaluation.model,
+                expected=", ".join(linked) or "an input with a certificate",
+            )
+        if run.end.metrics is None:
+            raise GrammarError("an evaluation reported no metrics")
     equal("the exit status", run.end.exit_code, 0)
     mounts = [events.Mount(item.target, item.name, writable=False) for item in spec.inputs]
     outputs = events.Mount("/outputs", None, writable=True)

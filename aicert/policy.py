@@ -6,15 +6,15 @@ tighten. Reading policies from files is the work of `aicert.policy_file`; this m
 """
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from aicert import canonical
+from aicert import canonical, evaluation
 from aicert.assurance import MEANING, Assurance
 from aicert.errors import Error
-from aicert.events import Input, format_time
+from aicert.events import Bar, Input, format_time
 from aicert.log import Run
 from aicert.timestamp import CLOCK_TOLERANCE, TimeBounds
 from aicert.uri_pattern import UriPattern
@@ -144,6 +144,12 @@ class TimestampRequiredError(PolicyError):
     code = "policy.timestamp"
 
 
+class EvaluationMissingError(PolicyError):
+    """An evaluation that the policy requires was not given, or did not reach what it must."""
+
+    code = "policy.evaluations"
+
+
 # -- facts and rules -----------------------------------------------------------------------------
 
 
@@ -152,7 +158,7 @@ class Facts:
     """What the verifier has authenticated about a certificate, and the time by the caller's clock.
 
     `pin` is the root that the chain ends in; `boot` what the boot measurements show; `times` what
-    bounds the time; `now` is in UTC.
+    bounds the time; `now` is in UTC; `evaluations` are the same of evaluations of its model.
     """
 
     run: Run
@@ -161,6 +167,7 @@ class Facts:
     boot: "BootResult"
     times: TimeBounds
     now: datetime
+    evaluations: tuple["Facts", ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -729,6 +736,60 @@ class RequiredTimestamp(Rule):
         return sorted(self.authorities)
 
 
+@dataclass(frozen=True, slots=True)
+class RequiredEvaluation(Rule):
+    """An evaluation of the model is certified that follows these rules, with metrics like these.
+
+    It must also have passed the bar that its own spec sets, where it sets one. Its rules look at
+    all its inputs but the model, which is bound to the certificate already.
+    """
+
+    key: ClassVar[str] = "evaluations"
+    rules: tuple[Rule, ...]
+    metrics: tuple[tuple[str, Bar], ...]
+
+    def problem(self, facts: Facts) -> PolicyError | None:
+        """Look for an evaluation that satisfies all of it."""
+        problems = [self._problem(one) for one in facts.evaluations]
+        if None in problems:
+            return None
+        found = zip(facts.evaluations, problems, strict=True)
+        return EvaluationMissingError(
+            "an evaluation that the policy requires is not there",
+            got="; ".join(f"{one.run.job.spec.name}: {problem}" for one, problem in found)
+            or "no evaluations were given",
+            expected=self.explain(),
+            advice="name its certificate with --evaluation, or ask the builder for one",
+        )
+
+    def _problem(self, facts: Facts) -> str | None:
+        run = facts.run
+        came = evaluation.result(run)
+        if came is None or came.failed:
+            return "it failed" if came else "it is no evaluation"
+        _, model = evaluation.model(run)
+        others = tuple(item for item in run.inputs if item is not model)
+        for rule in self.rules:
+            if (error := rule.problem(replace(facts, run=replace(run, inputs=others)))) is not None:
+                return error.message
+        values = {} if run.end.metrics is None else run.end.metrics.values
+        missed = [bar.says(n) for n, bar in self.metrics if not bar.passed(values.get(n))]
+        return f"it did not reach {', '.join(missed)}" if missed else None
+
+    def explain(self) -> str:
+        """Describe the evaluation."""
+        demands = [rule.explain() for rule in self.rules]
+        demands += [bar.says(name) for name, bar in self.metrics]
+        return f"an evaluation of the model is certified in which: {'; '.join(demands)}"
+
+    def to_json(self) -> Any:
+        """Return the rules and the bars."""
+        return {
+            "rules": [{rule.key: rule.to_json()} for rule in self.rules],
+            "metrics": {name: bar.to_json() for name, bar in self.metrics},
+        }
+
+
 # -- policies ------------------------------------------------------------------------------------
 
 
@@ -799,6 +860,21 @@ class Policy:
         yield self
         for part in self.parts:
             yield from part.every()
+
+    def of_machines(self, whose: str) -> "Policy":
+        """Return what the policy demands of machines and those who vouch for them, and no more.
+
+        That is what holds for certificates besides the one that is verified: evaluations of it, and
+        those of its inputs. `whose` says so, as in "of an evaluation".
+        """
+        kinds = (LeastAssurance, AllowedRoots, MatchReference, RequiredTimestamp)
+        rules = [rule for rule in self.rules if isinstance(rule, kinds)]
+        return replace(
+            self,
+            source=f"{self.source}, {whose}",
+            rules=(*rules, NoNetwork("network")),
+            parts=tuple(part.of_machines(whose) for part in self.parts),
+        )
 
     def check(self, facts: Facts) -> tuple[RuleResult, ...]:
         """Hold the facts against every rule of every part; see `enforce`."""

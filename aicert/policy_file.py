@@ -19,6 +19,7 @@ from aicert import marked, reference, trust, uri_pattern
 from aicert import policy as rules
 from aicert.assurance import Assurance
 from aicert.errors import Error
+from aicert.events import MAX_BAR, Bar
 from aicert.policy import FORMAT, InputMatcher, Policy, Rule
 
 MAX_BYTES = 256 << 10
@@ -210,13 +211,6 @@ class _Reading:
             name = self._text(("name",), fields["name"]) or name
         if "description" in fields:
             description = self._text(("description",), fields["description"]) or ""
-        if "evaluations" in fields:
-            self._note(
-                ("evaluations",),
-                "is not supported yet: no certificate holds evaluations",
-                "Remove it: a rule that nothing checks would promise what it does not keep",
-                of_key=True,
-            )
         # What a policy does not say is not weaker than the default.
         found = [self._assurance(("assurance",), fields.get("assurance", "hardware"))]
         for key, read in _RULES.items():
@@ -484,6 +478,42 @@ class _Reading:
         prints = tuple(trust.fingerprint(root) for root in roots)
         return [rules.RequiredTimestamp(_dotted(path), prints)]
 
+    def _evaluations(self, path: Place, data: Any) -> list[Rule]:
+        found: list[Rule] = []
+        for where, item in self._items(path, data):
+            fields = self._mapping(where, item, (*_OF_EVALUATIONS, "metrics"))
+            if fields is None:
+                continue
+            # Whoever chooses one of these chooses the metrics.
+            open_ = [key for key in ("images", "command") if key not in fields]
+            if not {"require", "only"} & _keys(fields.get("inputs")):
+                open_.insert(0, "inputs")
+            if open_:
+                what = f"leaves {' and '.join(open_)} to the builder, who could report any metrics"
+                self._note(where, what, "Say which benchmark: its inputs by sha256, image, command")
+            own = [
+                rule
+                for key in _OF_EVALUATIONS
+                if key in fields
+                for rule in _RULES[key](self, (*where, key), fields[key])
+            ]
+            bars = self._bars((*where, "metrics"), fields["metrics"]) if "metrics" in fields else []
+            found.append(rules.RequiredEvaluation(_dotted(where), tuple(own), tuple(bars)))
+        return found
+
+    def _bars(self, path: Place, data: Any) -> list[tuple[str, Bar]]:
+        bars = []
+        for name, item in (self._mapping(path, data, None) or {}).items():
+            if (bounds := self._mapping((*path, name), item, ("atLeast", "atMost"))) is None:
+                continue
+            for bound, value in bounds.items():
+                if type(value) not in (int, float) or not -MAX_BAR <= value <= MAX_BAR:
+                    self._note((*path, name, bound), f"is {_shown(value)}, not a number")
+                    break
+            else:
+                bars.append((name, Bar(bounds.get("atLeast"), bounds.get("atMost"))))
+        return sorted(bars, key=lambda pair: pair[0])
+
     # -- values ----------------------------------------------------------------------------------
 
     def _mapping(
@@ -615,12 +645,23 @@ _RULES: dict[str, Callable[[_Reading, Place, Any], list[Rule]]] = {
     "maximumAge": _Reading._maximum_age,
     "agentVersions": _Reading._agent_versions,
     "timestamp": _Reading._timestamp,
+    "evaluations": _Reading._evaluations,
 }
+
+_OF_EVALUATIONS = (
+    "inputs", "images", "command", "environment", "roots", "maximumAge", "agentVersions",
+)  # fmt: skip
+"""The rules that can be set for an evaluation by itself."""
+
+
+def _keys(value: Any) -> set[Any]:
+    return set(value) if type(value) is dict else set()
 
 
 def _is_number(path: Place) -> bool:
     """Tell where a plain scalar in YAML is a number or a truth value; elsewhere it is a text."""
-    return path in (("policy",), ("timestamp", "require"))
+    bound = len(path) == 5 and path[0] == "evaluations" and path[2] == "metrics"
+    return bound or path in (("policy",), ("timestamp", "require"))
 
 
 def _dotted(path: Place) -> str:

@@ -1,4 +1,7 @@
-"""The statement: an in-toto v1 statement with the SLSA provenance v1 predicate.
+"""The statement: an in-toto v1 statement, with the SLSA provenance v1 predicate for a training.
+
+That of an evaluation has the test-result v0.1 predicate, and is about the model: its files and its
+certificate are the subjects.
 
 It is a pure function of the measurement log. The agent builds it from its log and nothing else;
 the verifier builds it again and demands equal bytes; so nothing can be claimed that was not
@@ -7,11 +10,12 @@ measured.
 
 from typing import Any
 
-from aicert import canonical, events
+from aicert import canonical, evaluation, events
 from aicert.log import Run
 
 STATEMENT_TYPE = "https://in-toto.io/Statement/v1"
 PREDICATE_TYPE = "https://slsa.dev/provenance/v1"
+TEST_RESULT_TYPE = "https://in-toto.io/attestation/test-result/v0.1"
 BUILD_TYPE = "urn:aicert:build:training:v1"
 """What the parameters below mean; defined in docs/certificate.md."""
 BUILDER_ID = "urn:aicert:agent:v1"
@@ -21,6 +25,11 @@ MANIFEST_MEDIA_TYPE = "application/vnd.aicert.manifest.v1+json"
 
 def build(run: Run) -> dict[str, Any]:
     """Return the statement about a complete run."""
+    result = evaluation.result(run)
+    return _provenance(run) if result is None else _test_result(run, result)
+
+
+def _provenance(run: Run) -> dict[str, Any]:
     return {
         "_type": STATEMENT_TYPE,
         "subject": [
@@ -48,6 +57,44 @@ def build(run: Run) -> dict[str, Any]:
                 },
                 "byproducts": _byproducts(run),
             },
+        },
+    }
+
+
+def _test_result(run: Run, result: evaluation.Result) -> dict[str, Any]:
+    asked, model = evaluation.model(run)
+    # A test result has no place for how it came about but what configured the test.
+    described = {
+        "name": "run",
+        "digest": {"sha256": canonical.sha256(run.job.spec.to_json())},
+        "annotations": {
+            "spec": run.job.spec.to_json(),
+            "container": _container(run.start),
+            "nonce": run.job.nonce,
+            "baseline": {"sha256": run.job.baseline},
+            "builder": {"id": BUILDER_ID, "version": {"aicert": run.job.agent_version}},
+            "invocationId": run.job.run,
+            "startedOn": events.format_time(run.job.started_on),
+            "finishedOn": events.format_time(run.outputs.finished_on),
+        },
+    }
+    return {
+        "_type": STATEMENT_TYPE,
+        "subject": [
+            {"name": model.name, "digest": {"sha256": model.content_digest}},
+            {"name": f"{model.name}/certificate", "digest": {"sha256": asked.certificate}},
+        ],
+        "predicateType": TEST_RESULT_TYPE,
+        "predicate": {
+            "result": result.word,
+            "configuration": [
+                described,
+                _image(run.image),
+                *map(_input, run.inputs),
+                *_byproducts(run),
+            ],
+            "passedTests": list(result.passed),
+            "failedTests": list(result.failed),
         },
     }
 

@@ -23,7 +23,18 @@ from cryptography.hazmat.primitives.asymmetric.utils import (
     encode_dss_signature,
 )
 
-from aicert import log, manifest, reference, sev, statement, timestamp, tpm2, x509
+from aicert import (
+    evaluation,
+    links,
+    log,
+    manifest,
+    reference,
+    sev,
+    statement,
+    timestamp,
+    tpm2,
+    x509,
+)
 from aicert.assurance import Assurance as Assurance
 from aicert.certificate import Certificate, Quote
 from aicert.errors import Error
@@ -114,6 +125,12 @@ class AlteredFileError(FilesError):
     code = "files.altered"
 
 
+class EvaluationError(VerifyError):
+    """The certificate of an evaluation does not verify, or is not of this model."""
+
+    code = "evaluation.refused"
+
+
 @dataclass(frozen=True, slots=True)
 class Verdict:
     """What was proved about a certificate. It exists only where every check passed.
@@ -121,7 +138,8 @@ class Verdict:
     `certificate_digest` is the SHA-256 of the file; `boot` what the boot measurements show,
     `confidential` what the CPU says of the machine, where it says something; `times` what bounds
     the time; `rules` are the outcomes of the policy's rules; `model` is the manifest of
-    the folder that was checked, or None where only the certificate was.
+    the folder that was checked, or None where only the certificate was; `facts` are what the rules
+    looked at; `evaluations` the verdicts about evaluations of the model that were given.
     """
 
     certificate: Certificate
@@ -137,6 +155,8 @@ class Verdict:
     policy: Policy
     rules: tuple[RuleResult, ...]
     model: manifest.Manifest | None
+    facts: Facts = field(repr=False)
+    evaluations: tuple["Verdict", ...]
     proved: tuple[str, ...] = field(repr=False)
     not_proved: tuple[str, ...] = field(repr=False)
 
@@ -151,6 +171,7 @@ def verify(
     least: Assurance | None = None,
     references: Iterable[bytes] = (),
     timestamp_roots: Iterable[timestamp.Authority] = (),
+    evaluations: Iterable[bytes] = (),
     now: datetime | None = None,
 ) -> Verdict:
     """Verify a certificate and, where given, the folder with the files that it names.
@@ -166,6 +187,8 @@ def verify(
         references: signed reference values of machine images, besides the policy's own; a rule of
             the policy must name their signers.
         timestamp_roots: roots of timestamp authorities to believe, besides the policy's own.
+        evaluations: certificates of evaluations of this model. Each is verified in the same way, by
+            what the policy says of machines, and must be of this very certificate.
         now: the time (UTC) for rules about age; by default this machine's.
 
     Returns:
@@ -180,6 +203,7 @@ def verify(
     elif least is not None:
         policy = Policy.all_of([policy, Policy.default(least)])
     trust = policy.trust_store(trust)
+    references = tuple(references)
     known_references = policy.references(references)
 
     # 1. Parse strictly. Whatever is not exactly a certificate in canonical form goes no further;
@@ -247,8 +271,22 @@ def verify(
     confidential = _check_cpu(certificate, ak, times)
     assurance = _assess(chain, boot, confidential)
 
+    # Evaluations that are given are certificates: verified by themselves, and then as linked to
+    # this one.
+    how = {"trust": trust, "references": references, "timestamp_roots": authorities, "now": now}
+    how["policy"] = policy.of_machines("of an evaluation")
+    evaluated = tuple(_check_evaluation(item, certificate, run, how) for item in evaluations)
+
     # 10. Policy: every rule is tried; the first that fails is raised, and names the others.
-    facts = Facts(run, chain.pin, assurance, boot, bounds, now or datetime.now(UTC))
+    facts = Facts(
+        run=run,
+        pin=chain.pin,
+        assurance=assurance,
+        boot=boot,
+        times=bounds,
+        now=now or datetime.now(UTC),
+        evaluations=tuple(one.facts for one in evaluated),
+    )
     results = policy.check(facts)
     enforce(results)
 
@@ -270,9 +308,29 @@ def verify(
         policy=policy,
         rules=results,
         model=checked,
-        proved=_proved(run, chain, boot, confidential, bounds, checked),
+        facts=facts,
+        evaluations=evaluated,
+        proved=_proved(run, chain, boot, confidential, bounds, checked, evaluated),
         not_proved=_not_proved(run, assurance, boot, confidential, bounds, checked),
     )
+
+
+def _check_evaluation(
+    data: bytes, certificate: Certificate, run: log.Run, how: dict[str, Any]
+) -> Verdict:
+    """Verify an evaluation's certificate, and that it is of this certificate's model."""
+    try:
+        verdict = verify(data, **how)
+        links.check_evaluation(verdict.run, certificate, run)
+    except Error as error:
+        raise EvaluationError(
+            f"the evaluation sha256:{hashlib.sha256(data).hexdigest()[:16]}… is refused: "
+            f"{error.message} [{error.code}]",
+            got=error.got,
+            expected=error.expected,
+            advice=error.advice,
+        ) from error
+    return verdict
 
 
 def _check_chain(
@@ -465,6 +523,7 @@ def _proved(
     confidential: sev.Confidential | None,
     times: timestamp.TimeBounds,
     model: manifest.Manifest | None,
+    evaluated: tuple[Verdict, ...],
 ) -> tuple[str, ...]:
     """Say what was proved, each in a sentence for a person."""
     files = len(run.outputs.manifest.files)
@@ -491,8 +550,13 @@ def _proved(
         *filter(None, [image, cpu]),
         f"{count(len(run.inputs), 'input')}, the container image and the command are as named",
         *records,
+        *([f"it is an evaluation: {own}"] if (own := evaluation.says(run)) else []),
         *times.proved(),
         checked,
+        *(
+            f"an evaluation of it is certified ({one.assurance}): {evaluation.says(one.run)}"
+            for one in evaluated
+        ),
     )
 
 
@@ -525,8 +589,17 @@ def _not_proved(
             limits.append("that the firmware which holds the TPM is Microsoft's")
         limits.append("that the CPU's firmware has no known holes: its version is not judged")
     limits += times.not_proved()
+    if linked := [link.input.name for link in links.links(run)]:
+        limits.append(
+            f"what is said of the certified inputs ({', '.join(linked)}): their certificates were "
+            "not checked here (pass --recursive)"
+        )
     limits.append("that the data is lawful or unbiased, the code harmless, or the model good")
-    if run.end.metrics is not None:
+    if run.job.spec.evaluation is not None:
+        limits.append(
+            "that the benchmark is a good one: the metrics are what the measured code reported"
+        )
+    elif run.end.metrics is not None:
         limits.append("that the metrics are true: they are what the training reported")
     if model is None:
         limits.append("that any file you hold is the certified one")
@@ -585,6 +658,16 @@ def to_json(verdict: Verdict) -> dict[str, Any]:
             "files": [file.to_json() for file in run.outputs.manifest.files],
         },
         "filesChecked": verdict.model is not None,
+        "evaluation": evaluation.to_json(run),
+        "evaluations": [
+            {
+                "certificate": {"sha256": one.certificate_digest},
+                "name": one.run.job.spec.name,
+                "assurance": str(one.assurance),
+                **(evaluation.to_json(one.run) or {}),
+            }
+            for one in verdict.evaluations
+        ],
         "proved": list(verdict.proved),
         "notProved": list(verdict.not_proved),
     }

@@ -166,7 +166,7 @@ def _deploy() -> int:
     if done.returncode:
         print(done.stdout + done.stderr, file=sys.stderr)
         return done.returncode
-    say("deployments", "certify, retrain, reproduce, audit, reap, check", "deployed")
+    say("deployments", "certify, retrain, reproduce, evaluate, audit, reap, check", "deployed")
     return 0
 
 

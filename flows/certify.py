@@ -215,6 +215,8 @@ def perform(
 ) -> dict[str, Any]:
     """Do every step, and destroy the machine in any case; return where the certificate is."""
     outlive_the_reader()
+    with failing_as("spec"):
+        spec.require_model()
     config = machine.config()
     with failing_as("store"):
         # Now, and not after hours of training.

@@ -61,7 +61,7 @@ def run_spec(
             engine=engine,
         ),
         # Every mistake in it, before anything is started.
-        before=lambda: specs.load(spec),
+        before=lambda: specs.load(spec).require_model(),
         verdict="certified",
         summary=_summary,
         verbose=verbose,
@@ -113,6 +113,71 @@ def reproduce(
         before=lambda: None,
         verdict="reproduced",
         summary=lambda result: f"{result['comparison']}\n  statement {result['statement']}",
+        verbose=verbose,
+        as_json=as_json,
+    )
+
+
+def evaluate(
+    certificate: str,
+    spec: Path,
+    *,
+    weights: str | None = None,
+    store: str | None = None,
+    state: Path | None = None,
+    engine: Literal["auto", "podman", "docker"] = "auto",
+    demands: dict[str, Any] | None = None,
+    verbose: bool = False,
+    as_json: bool = False,
+) -> int:
+    """Evaluate a certified model; return an exit status.
+
+    Args:
+        certificate: the model's: a path or an https:// address.
+        spec: the evaluation's spec.
+        weights: the folder with the model; by default `weights` beside the certificate.
+        store: the folder or URL to publish the evaluation's certificate to.
+        state: as for `run_spec`.
+        engine: the container engine.
+        demands: what the model's certificate must pass: fields of the block `VerificationPolicy`.
+            By default, that your own CA vouches for it.
+        verbose: show the evaluation's lines too.
+        as_json: print the result, or the error, as JSON on standard output.
+    """
+    state = default_state() if state is None else state.expanduser().absolute()
+
+    def begin(training: Any) -> dict[str, Any]:
+        from blocks import VerificationPolicy
+
+        return training.evaluated(  # type: ignore[no-any-return]
+            certificate,
+            spec,
+            store=str(state / "store") if store is None else store,
+            state=state,
+            engine=engine,
+            policy=VerificationPolicy(**demands) if demands else None,
+            weights=weights,
+        )
+
+    def summary(result: dict[str, Any]) -> str:
+        # The address by which `aicert verify` takes it.
+        made = shlex.split(result["verify"])[2]
+        return "\n".join([
+            f"EVALUATED  {clean(result['summary'], 2000)}",
+            f"  certificate  {made}",
+            f"  sha256       {result['digest']}",
+            f"  of           sha256:{result['original']}",
+            "",
+            "See both together: `aicert verify` on the model's certificate, with",
+            f"  {shlex.join(['--evaluation', made])}",
+        ])  # fmt: skip
+
+    return _ended(
+        state,
+        begin,
+        before=lambda: specs.load(spec),
+        verdict="evaluated",
+        summary=summary,
         verbose=verbose,
         as_json=as_json,
     )

@@ -12,11 +12,10 @@ from typing import Any
 from prefect import flow, runtime
 from prefect.states import Completed
 
-from aicert import download, reproduction, vsa
+from aicert import reproduction, vsa
 from aicert.agent import machine as machines
 from aicert.agent.reproduce import pinned, require_image
 from aicert.agent.store import SourceError, Store
-from aicert.certificate import MAX_BYTES
 from aicert.errors import Error
 from aicert.reproduction import Reproduction
 from aicert.tensors import Tolerance
@@ -32,16 +31,12 @@ from blocks import (
     VerificationPolicy,
 )
 from flows.certify import clean_up, ended, own_policy, perform
+from flows.original import read
+from flows.original import weights as original_weights
 from tasks.reporting import artifact, failing_as, logger
 from tasks.words import code, key, key_values, table, text
 
 STEP = "compare"
-
-
-class OriginalError(Error):
-    """The certificate that shall be reproduced, or its weights, cannot be had."""
-
-    code = "reproduction.original"
 
 
 class ToleranceError(Error):
@@ -105,9 +100,10 @@ def reproduce(
         place = store or FolderStore(folder=machines.default_state() / "store")
         with failing_as("original"):
             tolerance = _tolerance(absolute_tolerance, relative_tolerance)
-            folder = _weights(certificate, weights) if tolerance else None
+            why = "a comparison with a tolerance"
+            folder = original_weights(certificate, weights, why=why) if tolerance else None
             demanded = original_policy or policy or own_policy(where.config())
-            original = demanded.verify(_read(certificate), model=folder)
+            original = demanded.verify(read(certificate), model=folder)
             spec = pinned(original.run, places=inputs, image=image)
             secrets = credentials.for_spec(spec) if credentials else {}
             start = None if base is None else Path(base).expanduser()
@@ -153,40 +149,6 @@ def _tolerance(absolute: float | None, relative: float | None) -> Tolerance | No
         return Tolerance(absolute or 0.0, relative or 0.0)
     except ValueError as error:
         raise ToleranceError(str(error), got=f"{absolute}, {relative}") from None
-
-
-def _read(certificate: str) -> bytes:
-    if certificate.startswith("https://"):
-        return download.certificate(certificate)
-    try:
-        with _local(certificate).open("rb") as file:
-            return file.read(MAX_BYTES + 1)
-    except OSError as error:
-        raise OriginalError(
-            "the certificate cannot be read",
-            got=f"{certificate}: {error.strerror or error}",
-            advice="name a file on the worker, or an https:// address",
-        ) from error
-
-
-def _local(certificate: str) -> Path:
-    return Path(certificate.removeprefix("file://")).expanduser()
-
-
-def _weights(certificate: str, weights: str | None) -> Path:
-    """Return the folder with the original's outputs."""
-    beside = None
-    if not certificate.startswith("https://"):
-        beside = _local(certificate).parent / "weights"
-    folder = beside if weights is None else Path(weights).expanduser()
-    if folder is None or not folder.is_dir():
-        raise OriginalError(
-            "a comparison with a tolerance needs the original's outputs",
-            got=folder or "none given",
-            expected="a folder on the worker",
-            advice="name it (weights); without a tolerance the certificate is enough",
-        )
-    return folder
 
 
 def _compare(

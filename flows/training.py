@@ -5,10 +5,11 @@ from typing import Any, Literal
 
 from blocks import FolderStore, FsspecStore, LocalMachine, VerificationPolicy
 from flows.certify import certify
+from flows.evaluate import evaluate
 from flows.reproduce import reproduce
 from tasks.reporting import listening
 
-__all__ = ["again", "listening", "run"]
+__all__ = ["again", "evaluated", "listening", "run"]
 
 
 def run(
@@ -53,6 +54,32 @@ def again(
         store=_store(store),
         original_policy=policy,
         **parameters,
+    )
+    return found
+
+
+def evaluated(
+    certificate: str,
+    spec: Path,
+    *,
+    store: str,
+    state: Path,
+    engine: Literal["auto", "podman", "docker"],
+    policy: VerificationPolicy | None,
+    weights: str | None,
+) -> dict[str, Any]:
+    """Run the flow `evaluate` and return its result; `policy` is what the model's must pass.
+
+    Raises:
+        StepError: a step failed, or the model does not reach what is demanded.
+    """
+    found: dict[str, Any] = evaluate(
+        certificate,
+        spec_file=str(spec.absolute()),
+        weights=weights,
+        machine=LocalMachine(state=state, engine=engine),
+        store=_store(store),
+        original_policy=policy,
     )
     return found
 

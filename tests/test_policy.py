@@ -682,9 +682,14 @@ ONE_MISTAKE = [
      "example 90d, 12h or 4w"),
     ("policy: 1\nagentVersions: ['*']", "rules.yaml:2:17: agentVersions[0]: is '*', no version. "
      "For example 0.2.1 or 0.2.*"),
-    ("policy: 1\nevaluations: []", "rules.yaml:2:1: evaluations: is not supported yet: no "
-     "certificate holds evaluations. Remove it: a rule that nothing checks would promise what it "
-     "does not keep"),
+    ("policy: 1\nevaluations: []", "rules.yaml:2:14: evaluations: is an empty list. Name at least "
+     "one, or leave the field out"),
+    ("policy: 1\nevaluations:\n- {command: {equals: [a]}, metrics: {a: {atLeast: 1}}}",
+     "rules.yaml:3:3: evaluations[0]: leaves inputs and images to the builder, who could report "
+     "any metrics. Say which benchmark: its inputs by sha256, image, command"),
+    (f"policy: 1\nevaluations:\n- images: [{CODE}]\n  command: {{equals: [a]}}\n"
+     f"  inputs: {{only: [{{sha256: {CODE}}}]}}\n  metrics: {{a: {{atLeast: high}}}}",
+     "rules.yaml:6:26: evaluations[0].metrics.a.atLeast: is 'high', not a number"),
     ("policy: 1\ntimestamp: {require: yes}", "rules.yaml:2:22: timestamp.require: is 'yes'. Write "
      "true or false"),
     ("policy: 1\ntimestamp: {authorities: [root.pem]}", "rules.yaml:2:27: "

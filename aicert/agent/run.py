@@ -332,6 +332,13 @@ class Run:
         metrics, warning = self._read_metrics(spec.metrics)
         if warning is not None:
             emit({"type": "log", "stream": "stderr", "line": f"aicert: warning: {warning}"})
+        if spec.evaluation is not None and metrics is None:
+            raise OutputsError(
+                "the evaluation reported no metrics",
+                got=warning,
+                expected=f"a flat JSON object in /outputs/{spec.metrics or 'metrics.json'}",
+                advice="have the evaluation write it, and name it under metrics in the spec",
+            )
         self._measure(
             events.TrainingEnd(
                 exit_code=result.exit_code,

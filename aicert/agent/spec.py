@@ -312,6 +312,12 @@ class Input(_Model):
         "showing the rest: each line, each line of JSON, or each file is one.",
         examples=["jsonl"],
     )
+    certificate: Annotated[str | None, BeforeValidator(checks.check_sha256)] = Field(
+        default=None,
+        description="Where it is itself certified: the digest of that certificate, or, if that "
+        "was stamped later, of the one before (`aicert lineage` prints it).",
+        examples=["9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08"],
+    )
 
     @classmethod
     def _complete(cls, data: Any) -> Any:
@@ -322,7 +328,7 @@ class Input(_Model):
         return {**data, "target": f"/inputs/{name}"} if usable else data
 
     def to_json(self) -> dict[str, Any]:
-        """Return the normalised form; `records` stands in it only where they are asked for."""
+        """Return the normalised form; what was added to it later stands there where asked for."""
         asked = {
             "name": self.name,
             "uri": self.uri,
@@ -330,7 +336,58 @@ class Input(_Model):
             "sha256": self.sha256,
             "target": self.target,
         }
-        return asked if self.records is None else {**asked, "records": self.records}
+        later = {"records": self.records, "certificate": self.certificate}
+        return asked | {name: value for name, value in later.items() if value is not None}
+
+
+class Bar(_Model):
+    """What a metric must reach: a least value, a greatest one, or both."""
+
+    atLeast: Annotated[float | None, BeforeValidator(checks.check_bound)] = Field(  # noqa: N815
+        default=None, title="At least", examples=[0.95]
+    )
+    atMost: Annotated[float | None, BeforeValidator(checks.check_bound)] = Field(  # noqa: N815
+        default=None, title="At most", examples=[0.1]
+    )
+
+    @classmethod
+    def _across(cls, data: Any) -> list[Located]:
+        if isinstance(data, Mapping) and data.get("atLeast") is data.get("atMost") is None:
+            return [((), wrong("demands nothing", expected="atLeast, atMost or both"))]
+        return []
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the normalised form: the bounds that are there."""
+        bounds = {"atLeast": self.atLeast, "atMost": self.atMost}
+        return {
+            name: int(value) if value.is_integer() and abs(value) < 2**53 else value
+            for name, value in bounds.items()
+            if value is not None
+        }
+
+
+class Evaluation(_Model):
+    """What makes a run an evaluation: which input is evaluated, and what it must reach."""
+
+    model: Annotated[str, BeforeValidator(checks.check_input_name)] = Field(
+        description="The name of the input that is evaluated; it must have a certificate. "
+        "The flow `evaluate` adds it where the spec leaves it out.",
+        examples=["model"],
+        json_schema_extra={"pattern": f"^{NAME}$"},
+    )
+    bar: Annotated[dict[str, Bar], BeforeValidator(checks.check_bar)] = Field(
+        default={},
+        description="What metrics must reach to pass. It is measured before anything runs.",
+        examples=[{"accuracy": {"atLeast": 0.95}}],
+        json_schema_extra={"maxProperties": MAX_ITEMS},
+    )
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the normalised form."""
+        return {
+            "model": self.model,
+            "bar": {name: bar.to_json() for name, bar in self.bar.items()},
+        }
 
 
 class Spec(_Model):
@@ -423,13 +480,24 @@ class Spec(_Model):
         examples=[42],
         json_schema_extra={"minimum": 0, "maximum": checks.MAX_SEED},
     )
+    evaluation: Evaluation | None = Field(
+        default=None,
+        description="Only for an evaluation of a certified model: which input, and what to reach.",
+    )
 
     @classmethod
     def _across(cls, data: Any) -> list[Located]:
-        items = data.get("inputs") if isinstance(data, Mapping) else None
+        items = data.get("inputs", ()) if isinstance(data, Mapping) else None
         if not isinstance(items, list | tuple) or len(items) > MAX_ITEMS:
             return []
         problems: list[Located] = []
+        evaluation = data.get("evaluation")
+        if isinstance(evaluation, Evaluation):
+            evaluation = evaluation.to_json()
+        evaluated = evaluation.get("model") if isinstance(evaluation, Mapping) else None
+        if evaluation is not None and data.get("metrics", "metrics.json") is None:
+            error = wrong("is needed for an evaluation", expected="the metrics' file")
+            problems.append((("metrics",), error))
         names: dict[str, int] = {}
         targets: dict[str, int] = {}
         for index, item in enumerate(items):
@@ -439,6 +507,9 @@ class Spec(_Model):
             if not isinstance(item, Mapping):
                 continue
             name, target = item.get("name"), item.get("target")
+            if name == evaluated and name is not None and item.get("certificate") is None:
+                error = wrong("is evaluated and has no certificate", got=name)
+                problems.append((("inputs", index, "certificate"), error))
             if isinstance(name, str) and (first := names.setdefault(name, index)) != index:
                 error = wrong(f"is also the name of inputs[{first}]", got=name)
                 problems.append((("inputs", index, "name"), error))
@@ -463,7 +534,7 @@ class Spec(_Model):
         `Spec.from_json(spec.to_json()) == spec` for every spec; the canonical bytes (RFC 8785) of
         what this returns are what is measured.
         """
-        return {
+        fields = {
             "name": self.name,
             "description": self.description,
             "image": self.image,
@@ -475,6 +546,33 @@ class Spec(_Model):
             "limits": self.limits.to_json(),
             "seed": self.seed,
         }
+        if self.evaluation is not None:
+            fields["evaluation"] = self.evaluation.to_json()
+        return fields
+
+    @property
+    def open_model(self) -> str | None:
+        """The name of the model that an evaluation leaves open, for the flow `evaluate` to add."""
+        names = [item.name for item in self.inputs]
+        if self.evaluation is None or self.evaluation.model in names:
+            return None
+        return self.evaluation.model
+
+    def require_model(self) -> None:
+        """Refuse an evaluation that leaves open what it evaluates.
+
+        Raises:
+            SpecError: there is no such input.
+        """
+        if self.open_model is not None:
+            problem = Problem(
+                "evaluation.model",
+                "is not an input",
+                got=self.open_model,
+                advice="name the model as an input with its certificate, or evaluate with "
+                "`aicert evaluate` (the flow `evaluate`), which adds it",
+            )
+            raise SpecError("spec", [problem])
 
     @classmethod
     def from_json(cls, value: object) -> "Spec":
@@ -494,6 +592,7 @@ class Spec(_Model):
         if not same:
             advice = "Send what Spec.to_json() returns"
             raise SpecError("spec", [Problem("", "is not in its normalised form", advice=advice)])
+        spec.require_model()
         return spec
 
     @property
@@ -565,7 +664,7 @@ def parse(text: str, *, source: str) -> Spec:
 
 
 def _is_number(path: marked.Path) -> bool:
-    return path[:1] in (("limits",), ("seed",))
+    return path[:1] in (("limits",), ("seed",)) or path[:2] == ("evaluation", "bar")
 
 
 def _check(value: object, source: str, found: marked.Marked) -> Spec:

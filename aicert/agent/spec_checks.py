@@ -16,7 +16,7 @@ from urllib.parse import parse_qsl, unquote, urlsplit
 from pydantic import ValidationError
 from pydantic_core import InitErrorDetails, PydanticCustomError
 
-from aicert import manifest
+from aicert import events, manifest
 from aicert.agent.fetch import SCHEMES
 from aicert.agent.fetch.errors import SECRET_PARAMETER
 from aicert.agent.oci import SCHEMES as IMAGE_SCHEMES
@@ -728,3 +728,27 @@ def check_cpus(value: object) -> float:
             advice=did_you_mean(round(number, 3)),
         )
     return number
+
+
+def check_bound(value: object) -> float | None:
+    """Check a bound on a metric, or None."""
+    if value is None:
+        return None
+    if type(value) not in (int, float):
+        raise wrong("is not a number", got=value, expected="a number such as 0.95")
+    if not -events.MAX_BAR <= value <= events.MAX_BAR:  # type: ignore[operator]
+        raise wrong("is out of range", got=value, expected=f"at most {events.MAX_BAR:g}")
+    return float(value)  # type: ignore[arg-type]
+
+
+def check_bar(value: object) -> object:
+    """Check the names of the metrics that must reach something."""
+    if not isinstance(value, Mapping):
+        raise wrong("is not a mapping", got=value, expected="METRIC: {atLeast: NUMBER}")
+    if len(value) > MAX_ITEMS:
+        raise wrong("has too many entries", got=len(value), expected=f"at most {MAX_ITEMS}")
+    for name in value:
+        if events.metrics_problem({name: 0} if isinstance(name, str) else {"": []}):
+            raise wrong("holds what is not the name of a metric", got=name)
+        check_open_text(name, limit=512)
+    return dict(value)

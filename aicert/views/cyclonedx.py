@@ -4,9 +4,11 @@ Every digest in it was measured. `hashes` holds digests of files; a tree has a r
 no file's, and so is a property. The certificate is the evidence: it is named by its digest.
 """
 
+from collections.abc import Iterator
 from typing import Any
 
 from aicert import __version__
+from aicert.card import kind
 from aicert.certificate import Certificate
 from aicert.events import format_time
 from aicert.log import Run, parse_run
@@ -51,6 +53,15 @@ def bom(certificate: Certificate, verdict: Verdict | None = None) -> dict[str, A
     }
 
 
+def _metrics(run: Run, verdict: Verdict | None) -> Iterator[tuple[str, dict[str, Any]]]:
+    if run.end.metrics is not None:
+        yield f"the {kind(run)}", run.end.metrics.values
+    for one in () if verdict is None else verdict.evaluations:
+        assert one.run.end.metrics is not None  # the log's grammar
+        name = f"{one.run.job.spec.name}, certified by sha256:{one.certificate_digest}"
+        yield f"the evaluation {name}", one.run.end.metrics.values
+
+
 def _model(run: Run, inputs: list[Part], digest: str, verdict: Verdict | None) -> dict[str, Any]:
     spec, outputs = run.job.spec, run.outputs.manifest
     card: dict[str, Any] = {
@@ -58,13 +69,13 @@ def _model(run: Run, inputs: list[Part], digest: str, verdict: Verdict | None) -
             "datasets": [{"ref": f"input:{p.input.name}"} for p in inputs if p.role == "data"]
         }
     }
-    if run.end.metrics is not None:
-        card["quantitativeAnalysis"] = {
-            "performanceMetrics": [
-                {"type": name, "value": str(value), "slice": "as reported by the training"}
-                for name, value in run.end.metrics.values.items()
-            ]
-        }
+    metrics = [
+        {"type": name, "value": str(value), "slice": f"as reported by {whose}"}
+        for whose, reported in _metrics(run, verdict)
+        for name, value in reported.items()
+    ]
+    if metrics:
+        card["quantitativeAnalysis"] = {"performanceMetrics": metrics}
     if verdict is not None:
         card["considerations"] = {
             "technicalLimitations": [f"not proved: {limit}" for limit in verdict.not_proved]

@@ -233,9 +233,21 @@
     demand(await key.verify(derSignature(bytes(envelope.signatures[0].sig), key), pae), "the statement was not signed by the attestation key");
     demand((await sha256(pae)) === after.extra, "the last quote is not bound to the statement");
     const statement = JSON.parse(new TextDecoder().decode(payload));
-    const subjects = outputs.files.map((file) => ({ name: file.path, digest: { sha256: file.sha256 } }));
-    demand(canonical(statement.subject) === canonical(subjects), "the statement names other files than were measured");
-    demand(canonical(statement.predicate.buildDefinition.externalParameters) === canonical({ spec: job.spec }), "the statement names another spec than was measured");
+    const { predicate, subject } = statement;
+    let subjects = outputs.files.map((file) => ({ name: file.path, digest: { sha256: file.sha256 } }));
+    let spec = predicate.buildDefinition && predicate.buildDefinition.externalParameters.spec;
+    if (job.spec.evaluation) {
+      const name = job.spec.evaluation.model;
+      const model = events.find((event) => event.type === "input" && event.name === name);
+      const asked = job.spec.inputs.find((input) => input.name === name);
+      subjects = [
+        { name, digest: { sha256: model.sha256 || model.root } },
+        { name: `${name}/certificate`, digest: { sha256: asked.certificate } },
+      ];
+      spec = predicate.configuration[0].annotations.spec;
+    }
+    demand(canonical(subject) === canonical(subjects), "the statement names other files than were measured");
+    demand(canonical(spec || null) === canonical(job.spec), "the statement names another spec than was measured");
 
     const measured = new Set();
     const collect = (value) => {

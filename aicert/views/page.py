@@ -12,7 +12,7 @@ import html
 from importlib.resources import files
 
 from aicert.assurance import MEANING, Assurance
-from aicert.card import LIMITS, vouches
+from aicert.card import LIMITS, kind, started, vouches
 from aicert.certificate import Certificate
 from aicert.events import format_time
 from aicert.log import Run, parse_run
@@ -146,8 +146,8 @@ def _facts(certificate: Certificate, run: Run, verdict: Verdict | None) -> str:
     rows = [
         ("What it is", f"{count(len(outputs.files), 'file')}, {size(outputs.size)}"),
         ("Made from", f"{count(len(run.inputs), 'input')}, one image, one command"),
-        ("Trained", f"{run.outputs.finished_on:%d %B %Y}".lstrip("0")),
-        ("Training took", duration(run.end.duration_milliseconds)),
+        (started(run), f"{run.outputs.finished_on:%d %B %Y}".lstrip("0")),
+        ("It took", duration(run.end.duration_milliseconds)),
     ]
     cells = "".join(f"<div><dt>{name}</dt><dd>{value}</dd></div>" for name, value in rows)
     name = "Who vouches" if verdict else "Who is said to vouch"
@@ -172,7 +172,7 @@ def _lineage(run: Run) -> str:
         start += 26
     image = run.image.reference
     command = " ".join(run.start.command)
-    training = [("name", "training"), ("small", command), ("small", f"in {image}")]
+    training = [("name", kind(run)), ("small", command), ("small", f"in {image}")]
     boxes.append(_box("run", 0, start, 360, 62, training))
     arrows.append(_arrow(start + 62))
     outputs = run.outputs.manifest
@@ -271,7 +271,7 @@ def _details(run: Run, certificate: Certificate, verdict: Verdict | None) -> str
         content += f'<p class="note">… and {more} more; the page checks them too.</p>'
     if run.end.metrics is not None and run.end.metrics.values:
         content += _table(
-            ("metric, as reported by the training", "value"),
+            (f"metric, as reported by the {kind(run)}", "value"),
             [(_text(name), _text(value)) for name, value in run.end.metrics.values.items()],
             ' class="pairs"',
         )

@@ -19,7 +19,18 @@ from pydantic import ValidationError
 from aicert import canonical, events, manifest
 from aicert.agent import spec as module
 from aicert.agent import spec_checks as checks
-from aicert.agent.spec import Input, Limits, Problem, Spec, SpecError, UnreadableError, load, parse
+from aicert.agent.spec import (
+    Bar,
+    Evaluation,
+    Input,
+    Limits,
+    Problem,
+    Spec,
+    SpecError,
+    UnreadableError,
+    load,
+    parse,
+)
 from aicert.reader import Reader
 
 ROOT = Path(__file__).parents[2]
@@ -810,7 +821,7 @@ def test_the_example_in_the_documentation_is_good() -> None:
 
 def test_the_documentation_names_every_field_and_default() -> None:
     text = (ROOT / "docs" / "spec.md").read_text()
-    for model in (Spec, Input, Limits):
+    for model in (Spec, Input, Limits, Bar, Evaluation):
         for field in model.model_fields:
             assert f"`{field}`" in text, field
 

@@ -396,9 +396,9 @@ unusable(
     BASE + "extends: [policy.yaml]\n",
 )
 unusable(
-    "with-evaluations",
-    "The policy demands what this verifier cannot check yet.",
-    BASE + "evaluations: []\n",
+    "with-any-evaluation",
+    "The policy demands an evaluation and leaves open which: the builder would choose the metrics.",
+    BASE + "evaluations:\n- metrics: {accuracy: {atLeast: 0.9}}\n",
 )
 
 # -- boot logs and reference values ----------------------------------------------------------------

@@ -170,7 +170,7 @@ def test_an_input_that_is_not_the_same_any_more_stops_the_run(place: Place) -> N
     [
         ({"inputs": {"nothing": "file:x"}}, "reproduction.unknown-input"),
         ({"absolute_tolerance": -1}, "reproduction.tolerance"),
-        ({"absolute_tolerance": 1, "weights": "/nowhere"}, "reproduction.original"),
+        ({"absolute_tolerance": 1, "weights": "/nowhere"}, "original.unreadable"),
     ],
 )
 def test_a_mistake_is_found_before_anything_is_provisioned(
@@ -195,4 +195,4 @@ def test_a_certificate_that_the_policy_refuses_is_not_reproduced(place: Place, f
     ended = place.reproduce(first)
     assert ended.is_failed() and (ended.message or "").startswith("original: ")
     missing = place.reproduce(place.folder)
-    assert missing.is_failed() and "reproduction.original" in (missing.message or "")
+    assert missing.is_failed() and "original.unreadable" in (missing.message or "")

@@ -1,0 +1,57 @@
+"""The certificate that a flow starts from, and the files beside it, as the worker can have them."""
+
+from pathlib import Path
+
+from aicert import download
+from aicert.certificate import MAX_BYTES
+from aicert.errors import Error
+
+
+class OriginalError(Error):
+    """The certificate to start from, or its weights, cannot be had."""
+
+    code = "original.unreadable"
+
+
+def read(certificate: str) -> bytes:
+    """Return a certificate, given its path on the worker or its https:// address.
+
+    Raises:
+        OriginalError: it cannot be read.
+        DownloadError: it cannot be downloaded.
+    """
+    if certificate.startswith("https://"):
+        return download.certificate(certificate)
+    try:
+        with _local(certificate).open("rb") as file:
+            return file.read(MAX_BYTES + 1)
+    except OSError as error:
+        raise OriginalError(
+            "the certificate cannot be read",
+            got=f"{certificate}: {error.strerror or error}",
+            advice="name a file on the worker, or an https:// address",
+        ) from error
+
+
+def weights(certificate: str, given: str | None, *, why: str) -> Path:
+    """Return the folder with a certificate's outputs: the one given, or `weights` beside it.
+
+    Raises:
+        OriginalError: there is no such folder; the message starts with `why` it is needed.
+    """
+    beside = None
+    if not certificate.startswith("https://"):
+        beside = _local(certificate).absolute().parent / "weights"
+    folder = beside if given is None else Path(given).expanduser().absolute()
+    if folder is None or not folder.is_dir():
+        raise OriginalError(
+            f"{why} needs the original's outputs",
+            got=folder or "none given",
+            expected="a folder on the worker",
+            advice="name it (weights): the files that the certificate names, and no others",
+        )
+    return folder
+
+
+def _local(certificate: str) -> Path:
+    return Path(certificate.removeprefix("file://")).expanduser()
