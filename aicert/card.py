@@ -22,6 +22,9 @@ from aicert.words import text as escaped
 
 _ROWS = 50
 
+CHECK = "aicert verify certificate.json --model FOLDER"
+"""The command that checks a model, where nothing more is known of the place where it is."""
+
 LIMITS = (
     "who vouches, and that anything here is true: nothing was verified for this card",
     "that the data is lawful or unbiased, the code harmless, or the model good",
@@ -41,10 +44,13 @@ def vouches(certificate: Certificate, verdict: Verdict | None) -> str:
         return "a root without a readable name"
 
 
-def readme(certificate: Certificate, verdict: Verdict | None = None) -> str:
+def readme(
+    certificate: Certificate, verdict: Verdict | None = None, *, command: str = CHECK
+) -> str:
     """Return the card as a model repository's README: with front matter in YAML.
 
-    Its values are written as JSON, which YAML includes, so that no text can leave its place.
+    `command` is what the card tells its reader to check the model with. The front matter's values
+    are written as JSON, which YAML includes, so that no text can leave its place.
     """
     run = parse_run(certificate.records)
     fields: dict[str, object] = {
@@ -58,7 +64,7 @@ def readme(certificate: Certificate, verdict: Verdict | None = None) -> str:
         fields["base_model"] = models
     lines = [f"{name}: {json.dumps(value)}" for name, value in fields.items()]
     lines.append(f"aicert_certificate: {json.dumps('sha256:' + certificate.digest)}")
-    return "\n".join(["---", *lines, "---", "", markdown(certificate, verdict)])
+    return "\n".join(["---", *lines, "---", "", markdown(certificate, verdict, command=command)])
 
 
 def _hub(run: Run) -> tuple[list[str], list[str]]:
@@ -72,7 +78,9 @@ def _hub(run: Run) -> tuple[list[str], list[str]]:
     return sorted(set(datasets)), sorted(set(models))
 
 
-def markdown(certificate: Certificate, verdict: Verdict | None = None) -> str:
+def markdown(
+    certificate: Certificate, verdict: Verdict | None = None, *, command: str = CHECK
+) -> str:
     """Return the card in Markdown; `verdict` where the certificate was verified just now."""
     run = parse_run(certificate.records)
     spec = run.job.spec
@@ -173,7 +181,7 @@ def markdown(certificate: Certificate, verdict: Verdict | None = None) -> str:
         "",
         "```",
         "pip install aicert",
-        "aicert verify certificate.json --model FOLDER",
+        command,
         "```",
         "",
     ]

@@ -9,7 +9,8 @@ import json
 import os
 import sys
 import warnings
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -19,7 +20,9 @@ import aicert
 from aicert.errors import Error
 
 if TYPE_CHECKING:
+    from aicert.hub import Snapshot
     from aicert.keys import PrivateKey
+    from aicert.manifest import Manifest
     from aicert.policy import Policy
     from aicert.trust import TrustStore
     from aicert.verify import Verdict
@@ -60,6 +63,9 @@ def main() -> None:
 @click.argument("certificate", type=_Certificate)
 @click.option("--model", type=_Folder, help="Folder with the model's files; all are checked.")
 @click.option("--ignore", multiple=True, metavar="PATH", help="A path in it that may be there too.")
+@click.option("--download", "download_to", type=_Folder,
+    help="Of hf://: keep the model's files there, in a new folder.",
+)  # fmt: skip
 @click.option("--root", "roots", multiple=True, type=click.Path(path_type=Path), help=(
     "A root certificate (file or folder) for software TPMs, such as the demo's. Repeatable."
 ))  # fmt: skip
@@ -90,6 +96,7 @@ def verify(
     certificate: str,
     model: Path | None,
     ignore: tuple[str, ...],
+    download_to: Path | None,
     roots: tuple[Path, ...],
     hardware_roots: tuple[Path, ...],
     allow_simulated: bool,
@@ -105,21 +112,27 @@ def verify(
 ) -> None:
     """Verify CERTIFICATE, and that the files in --model are the ones it names.
 
-    CERTIFICATE is a file, or its https:// address. Where no policy is given, a hardware TPM at
-    least is asked for. A policy says itself how much the certificate must be worth, and
-    --allow-simulated changes nothing beside one.
+    CERTIFICATE is a file, its https:// address, or a model of the Hugging Face Hub as
+    hf://owner/model[@revision], whose files are downloaded and checked unless --model has them.
+    Where no policy is given, a hardware TPM at least is asked for. A policy says itself how much
+    the certificate must be worth, and --allow-simulated changes nothing beside one.
     """
     from aicert import card, oms
     from aicert import verify as verifier
+    from aicert.download import DownloadError
+    from aicert.hub import HubError
     from aicert.keys import load_private_key
     from aicert.policy import Policy
     from aicert.timestamp import TimestampExtraError
     from aicert.trust import load_certificates
 
-    data = _read_certificate(certificate, as_json)
+    snapshot = _on_hub(certificate, as_json)
+    if download_to is not None and (snapshot is None or model is not None):
+        raise click.UsageError("--download is for hf://, without --model")
+    data = _read_certificate(certificate if snapshot is None else snapshot, as_json)
     evaluated = [_read_certificate(source, as_json) for source in evaluations]
     documents = [_read(path, as_json) for path in references]
-    if signature_key is not None and signature is None:
+    if signature_key is not None and signature is None and snapshot is None:
         raise click.UsageError("--signature-key needs --signature")
     signed = None if signature is None else _read(signature, as_json)
     try:
@@ -136,19 +149,34 @@ def verify(
         key = None if vsa_key is None else load_private_key(vsa_key)
     except Error as error:
         _fail(error, as_json, COULD_NOT_CHECK)
-    try:
-        verdict = verifier.verify(
+
+    def check(folder: Path | None, ignored: frozenset[str]) -> "Verdict":
+        return verifier.verify(
             data,
             trust=trust,
-            model=model,
-            ignore=_ignored(ignore, model, Path(certificate), signature),
+            model=folder,
+            ignore=ignored,
             policy=policy,
             references=documents,
             timestamp_roots=authorities,
             evaluations=evaluated,
         )
-        signer = None if signed is None else oms.check(signed, verdict)
-    except TimestampExtraError as error:
+
+    try:
+        if signed is None and snapshot is not None:
+            signed = snapshot.signature()
+        if snapshot is None or model is not None:
+            verdict = check(model, _ignored(ignore, model, Path(certificate), signature))
+            signer = None if signed is None else oms.check(signed, verdict)
+        else:
+            # All that can be known before anything large is asked for.
+            verdict = check(None, frozenset())
+            signer = None if signed is None else oms.check(signed, verdict)
+            certified = verdict.run.outputs.manifest
+            snapshot.check_names(certified, ignore)
+            with _downloaded(snapshot, certified, download_to) as folder:
+                verdict = check(folder, frozenset())
+    except (TimestampExtraError, DownloadError, HubError, UnreadableError) as error:
         _fail(error, as_json, COULD_NOT_CHECK)
     except Error as error:
         _summarise(vsa, key, data, policy, None, as_json)
@@ -157,11 +185,17 @@ def verify(
     if signature_key is not None and signer is not None:
         _write(signature_key, signer.pem, as_json)
     if as_json:
-        _print_json(verifier.to_json(verdict) | {"signatureChecked": signer is not None})
+        source = {} if snapshot is None else {"source": snapshot.uri}
+        _print_json(verifier.to_json(verdict) | {"signatureChecked": signer is not None} | source)
     else:
         click.echo(card.verdict_text(verdict))
+        if snapshot is not None:
+            click.echo(f"From {snapshot.uri}.")
+        if download_to is not None:
+            click.echo(f"The verified files are in {download_to}.")
         if signer is not None:
-            click.echo(f"Also: {signature} was signed by a key in the same TPM, for this model.")
+            name = signature or oms.NAME
+            click.echo(f"Also: {name} was signed by a key in the same TPM, for this model.")
 
 
 @main.command()
@@ -856,6 +890,76 @@ def audit(
     sys.exit(REFUSED if refused else 0)
 
 
+@main.group("hub")
+def hub_group() -> None:
+    """Work with the Hugging Face Hub."""
+
+
+@hub_group.command("push")
+@click.argument("certificate", type=_File)
+@click.argument("repository", metavar="OWNER/NAME")
+@click.option("--model", type=_Folder,
+    help="Folder with the model's files; by default `weights` beside the certificate.",
+)  # fmt: skip
+@click.option("--signature", type=_File,
+    help="The run's signature; by default `model.sig` beside the certificate.",
+)  # fmt: skip
+@click.option("--root", "roots", multiple=True, type=click.Path(path_type=Path))
+@click.option("--hardware-root", "hardware_roots", multiple=True, type=click.Path(path_type=Path))
+@click.option("--allow-simulated", is_flag=True, help="Push what a software TPM vouches for.")
+@click.option("--policy", "policies", multiple=True, type=_File)
+@click.option("--private", is_flag=True, help="Into a private repository, and no other.")
+@click.option("--replace", is_flag=True, help="Remove its files that are none of the model's.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON for programs.")
+def hub_push(
+    certificate: Path,
+    repository: str,
+    model: Path | None,
+    signature: Path | None,
+    roots: tuple[Path, ...],
+    hardware_roots: tuple[Path, ...],
+    allow_simulated: bool,
+    policies: tuple[Path, ...],
+    private: bool,
+    replace: bool,
+    as_json: bool,
+) -> None:
+    """Push a model with its CERTIFICATE to the repository OWNER/NAME of the Hub, in one commit.
+
+    It is verified first, as `aicert verify` does it, and not pushed if it is refused. The token is
+    that of HF_TOKEN, or of `hf auth login`.
+    """
+    from aicert import oms
+    from aicert.hub import HubError
+
+    _extra("huggingface_hub", "hf")
+    library = _extra("aicert.agent.hub", "agent")
+    audits = _extra("aicert.agent.audit", "agent")
+    data = _read(certificate, as_json)
+    signed = _read(signature or certificate.with_name(oms.NAME), as_json)
+    folder = model or certificate.with_name("weights")
+    try:
+        demands = audits.Demands(roots, hardware_roots, policies, allow_simulated).load()
+    except Error as error:
+        _fail(error, as_json, COULD_NOT_CHECK)
+    try:
+        ignored = _ignored((), folder, certificate, signature)
+        verdict = demands.verify(data, model=folder, ignore=ignored)
+        pushed = library.push(
+            repository, data, verdict, folder, signed, private=private, replace=replace
+        )
+    except HubError as error:
+        _fail(error, as_json, COULD_NOT_CHECK)
+    except Error as error:
+        _fail(error, as_json, REFUSED)
+    if as_json:
+        _print_json({"repository": pushed.repository, "commit": pushed.commit, "uri": pushed.uri,
+                     "url": pushed.url, "new": pushed.new})  # fmt: skip
+    else:
+        click.echo(f"{'PUSHED' if pushed.new else 'THERE ALREADY'}  {pushed.url}")
+        click.echo(f"  aicert verify {pushed.uri}")
+
+
 def _reading(size: int) -> Any:
     """Return a bar for so many bytes, which nobody but a terminal sees."""
     shown: dict[str, Any] = {"file": sys.stderr, "hidden": not sys.stderr.isatty()}
@@ -980,14 +1084,57 @@ def _ignored(given: tuple[str, ...], model: Path | None, *own: Path | None) -> f
     return frozenset(ignored)
 
 
-def _read_certificate(source: str, as_json: bool) -> bytes:
-    """Read a certificate from a file, from `-` or from the web."""
-    if not source.startswith("https://"):
-        return _read(Path(source), as_json)
+def _on_hub(source: str, as_json: bool) -> "Snapshot | None":
+    """Find the model that `hf://` names on the Hub; None: the source is no such name."""
+    if not source.startswith("hf://"):
+        return None
+    from aicert import hub
+
+    try:
+        return hub.find(source, token=os.environ.get("HF_TOKEN") or None)
+    except Error as error:
+        _fail(error, as_json, COULD_NOT_CHECK)
+
+
+@contextmanager
+def _downloaded(snapshot: "Snapshot", certified: "Manifest", folder: Path | None) -> Iterator[Path]:
+    """Yield a folder with the files of a model, which is kept if it is named and all goes well."""
+    import shutil
+    import tempfile
+
+    with ExitStack() as stack:
+        try:
+            if folder is None:
+                place = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="aicert-")))
+            else:
+                folder.mkdir(parents=True)
+                stack.callback(shutil.rmtree, folder, ignore_errors=True)
+                place = folder
+            with _reading(certified.size) as bar:
+                snapshot.save(certified, place, bar.update)
+        except OSError as error:
+            raise UnreadableError(
+                f"the model cannot be written: {error.strerror}",
+                got=folder or tempfile.gettempdir(),
+                advice="name a folder that does not exist yet with --download",
+            ) from error
+        yield place
+        if folder is not None:
+            stack.pop_all()
+
+
+def _read_certificate(source: "str | Snapshot", as_json: bool) -> bytes:
+    """Read a certificate from a file, from `-`, from the web or from a model on the Hub."""
+    if isinstance(source, str):
+        found = _on_hub(source, as_json)
+        if found is None and not source.startswith("https://"):
+            return _read(Path(source), as_json)
+    else:
+        found = source
     from aicert import download
 
     try:
-        return download.certificate(source)
+        return download.certificate(str(source)) if found is None else found.certificate()
     except download.RenamedError as error:
         _fail(error, as_json, REFUSED)
     except Error as error:

@@ -67,7 +67,9 @@ class HubSource(Source):
         self._client = Client(endpoint, {"Authorization": f"Bearer {token}"} if token else {})
         # Without a token of its own an input is read anonymously: `False` keeps the library from
         # using one that lies about on this machine.
-        api = need("huggingface_hub", "hf").HfApi(endpoint=endpoint, token=token or False)
+        library = need("huggingface_hub", "hf")
+        library.constants.HF_HUB_DISABLE_TELEMETRY = True  # nobody is told who trains on what
+        api = library.HfApi(endpoint=endpoint, token=token or False)
         repo_type = "dataset" if prefix else "model"
         where = {"repo_id": name, "repo_type": repo_type}
         info = retry(lambda: _ask(lambda: api.repo_info(revision=revision, **where)))
