@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 ROOT := $(if $(filter 0,$(shell id -u)),,sudo -E)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-test setup-image demo test lint format lock image-demo image \
+.PHONY: help setup setup-test setup-image demo demo-lineage test lint format lock image-demo image \
 	reference-values corpus fuzz bench clean
 
 help: ## show this list
@@ -19,6 +19,9 @@ setup-test: $(VENV)/ready-test
 
 demo: setup ## train, certify and verify a small model on this machine
 	$(ROOT) $(BIN)/python -m examples.demo
+
+demo-lineage: setup ## the same, then fine-tune and evaluate that model, and verify the whole chain
+	$(ROOT) $(BIN)/python -m examples.lineage
 
 test: setup-test ## run every test
 	$(ROOT) $(BIN)/python -m pytest $(TESTS)

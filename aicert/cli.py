@@ -22,6 +22,7 @@ from aicert.errors import Error
 if TYPE_CHECKING:
     from aicert.hub import Snapshot
     from aicert.keys import PrivateKey
+    from aicert.lineage import Node
     from aicert.manifest import Manifest
     from aicert.policy import Policy
     from aicert.trust import TrustStore
@@ -85,6 +86,12 @@ def main() -> None:
 @click.option("--evaluation", "evaluations", multiple=True, type=_Certificate,
     help="The certificate of an evaluation of this model: verify and show it too. Repeatable.",
 )  # fmt: skip
+@click.option("--recursive", is_flag=True,
+    help="Verify the certificates of certified inputs too, and of theirs.",
+)  # fmt: skip
+@click.option("--from", "places", multiple=True, metavar="PLACE",
+    help="Where those are besides: a file, a folder, or an address in a store. Repeatable.",
+)  # fmt: skip
 @click.option("--signature", type=_File, help="The run's model.sig: check it too.")
 @click.option("--signature-key", type=_File,
     help="Write there the public key of --signature (PEM), for other tools.",
@@ -104,6 +111,8 @@ def verify(
     references: tuple[Path, ...],
     stamp_roots: tuple[Path, ...],
     evaluations: tuple[str, ...],
+    recursive: bool,
+    places: tuple[str, ...],
     signature: Path | None,
     signature_key: Path | None,
     vsa: Path | None,
@@ -117,7 +126,7 @@ def verify(
     Where no policy is given, a hardware TPM at least is asked for. A policy says itself how much
     the certificate must be worth, and --allow-simulated changes nothing beside one.
     """
-    from aicert import card, oms
+    from aicert import card, lineage, oms
     from aicert import verify as verifier
     from aicert.download import DownloadError
     from aicert.hub import HubError
@@ -127,6 +136,8 @@ def verify(
     from aicert.trust import load_certificates
 
     snapshot = _on_hub(certificate, as_json)
+    if places and not recursive:
+        raise click.UsageError("--from needs --recursive")
     if download_to is not None and (snapshot is None or model is not None):
         raise click.UsageError("--download is for hf://, without --model")
     data = _read_certificate(certificate if snapshot is None else snapshot, as_json)
@@ -176,7 +187,14 @@ def verify(
             snapshot.check_names(certified, ignore)
             with _downloaded(snapshot, certified, download_to) as folder:
                 verdict = check(folder, frozenset())
-    except (TimestampExtraError, DownloadError, HubError, UnreadableError) as error:
+        behind = None
+        if recursive:
+            how = {"trust": trust, "references": documents, "timestamp_roots": authorities}
+            behind = _lineage(verdict, certificate, places, partial=False, **how)
+            verdict = lineage.said_by(verdict, behind)
+    except (
+        TimestampExtraError, DownloadError, HubError, UnreadableError, lineage.MissingError
+    ) as error:  # fmt: skip
         _fail(error, as_json, COULD_NOT_CHECK)
     except Error as error:
         _summarise(vsa, key, data, policy, None, as_json)
@@ -185,7 +203,9 @@ def verify(
     if signature_key is not None and signer is not None:
         _write(signature_key, signer.pem, as_json)
     if as_json:
-        source = {} if snapshot is None else {"source": snapshot.uri}
+        source: dict[str, Any] = {} if snapshot is None else {"source": snapshot.uri}
+        if behind is not None:
+            source["lineage"] = lineage.to_json(behind)
         _print_json(verifier.to_json(verdict) | {"signatureChecked": signer is not None} | source)
     else:
         click.echo(card.verdict_text(verdict))
@@ -574,6 +594,10 @@ def spec_check(file: Path, as_json: bool) -> None:
 
 @main.command()
 @click.argument("spec", type=_File)
+@click.option("--certified", multiple=True, metavar="NAME=CERTIFICATE",
+    help="Add a certified model to the inputs: its certificate's path, with `weights` beside it. "
+    "Repeatable.",
+)  # fmt: skip
 @click.option("--store", help="Folder or URL to publish to.")
 @click.option("--no-weights", is_flag=True, help="Publish no weights, only what describes them.")
 @click.option("--algorithm", type=click.Choice(["ecc", "rsa"]), default="ecc", show_default=True,
@@ -586,6 +610,7 @@ def spec_check(file: Path, as_json: bool) -> None:
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 def run(
     spec: Path,
+    certified: tuple[str, ...],
     store: str | None,
     no_weights: bool,
     algorithm: str,
@@ -596,6 +621,7 @@ def run(
     """Certify the training that the file SPEC describes, on this machine (as root)."""
     status = _extra("flows.cli", "pipeline").run_spec(
         spec,
+        certified=_pairs("--certified", "NAME=CERTIFICATE", certified),
         store=store,
         weights=not no_weights,
         algorithm=algorithm,
@@ -604,6 +630,78 @@ def run(
         as_json=as_json,
     )
     sys.exit(status)
+
+
+@main.command("lineage")
+@click.argument("certificate", type=_Certificate)
+@click.option("--from", "places", multiple=True, metavar="PLACE",
+    help="Where the certificates of inputs are, besides the store of CERTIFICATE: a file, a "
+    "folder, or an address in a store. Repeatable.",
+)  # fmt: skip
+@click.option("--root", "roots", multiple=True, type=click.Path(path_type=Path))
+@click.option("--hardware-root", "hardware_roots", multiple=True, type=click.Path(path_type=Path))
+@click.option("--allow-simulated", is_flag=True, help="Accept software TPMs.")
+@click.option("--policy", "policies", multiple=True, type=_File)
+@click.option("--reference", "references", multiple=True, type=_File)
+@click.option("--evaluation", "evaluations", multiple=True, type=_Certificate,
+    help="The certificate of an evaluation of this model. Repeatable.",
+)  # fmt: skip
+@click.option("--format", "form", type=click.Choice(["text", "mermaid", "json"]), default="text",
+    show_default=True,
+)  # fmt: skip
+def draw_lineage(
+    certificate: str,
+    places: tuple[str, ...],
+    roots: tuple[Path, ...],
+    hardware_roots: tuple[Path, ...],
+    allow_simulated: bool,
+    policies: tuple[Path, ...],
+    references: tuple[Path, ...],
+    evaluations: tuple[str, ...],
+    form: str,
+) -> None:
+    """Verify CERTIFICATE and the certificates behind it, and draw what came from what.
+
+    The status is 1 where one is refused, or is not found.
+    """
+    from aicert import lineage
+    from aicert import verify as verifier
+    from aicert.download import DownloadError
+    from aicert.policy import Policy
+    from aicert.words import count
+
+    as_json = form == "json"
+    data = _read_certificate(certificate, as_json)
+    evaluated = [_read_certificate(source, as_json) for source in evaluations]
+    documents = [_read(path, as_json) for path in references]
+    try:
+        least = verifier.Assurance.SIMULATED if allow_simulated else verifier.Assurance.HARDWARE
+        policy = (
+            Policy.all_of([Policy.load(path) for path in policies])
+            if policies
+            else Policy.default(least)
+        )
+        trust = policy.trust_store(_trust(roots, hardware_roots))
+    except Error as error:
+        _fail(error, as_json, COULD_NOT_CHECK)
+    try:
+        how: dict[str, Any] = {"trust": trust, "references": documents}
+        verdict = verifier.verify(data, policy=policy, evaluations=evaluated, **how)
+        found = _lineage(verdict, certificate, places, partial=True, **how)
+    except (DownloadError, UnreadableError) as error:
+        _fail(error, as_json, COULD_NOT_CHECK)
+    except Error as error:
+        _fail(error, as_json, REFUSED)
+    if as_json:
+        _print_json(lineage.to_json(found))
+    else:
+        click.echo(lineage.mermaid(found) if form == "mermaid" else lineage.tree(found))
+    missing = found.missing()
+    if missing and not as_json:
+        click.echo(
+            f"{count(len(missing), 'certificate')} not found: name where with --from", err=True
+        )
+    sys.exit(REFUSED if missing else 0)
 
 
 @main.command()
@@ -656,12 +754,7 @@ def reproduce(
     CERTIFICATE is a file, or its https:// address. Every input is demanded by its digest, and the
     image by its own. The second run is certified and published, with the comparison beside it.
     """
-    places = {}
-    for item in inputs:
-        name, found, uri = item.partition("=")
-        if not found:
-            raise click.UsageError(f"--input is NAME=URI, not {item!r}")
-        places[name] = uri
+    places = _pairs("--input", "NAME=URI", inputs)
     demands = {
         "policy": policy,
         "roots": root,
@@ -988,6 +1081,17 @@ def agent(arguments: tuple[str, ...]) -> None:
     sys.exit(_extra("aicert.agent.__main__", "agent").main(list(arguments)))
 
 
+def _pairs(option: str, form: str, given: tuple[str, ...]) -> dict[str, str]:
+    """Return what stands before and after the first `=` of each."""
+    found = {}
+    for item in given:
+        name, equals, value = item.partition("=")
+        if not (name and equals and value):
+            raise click.UsageError(f"{option} is {form}, not {item!r}")
+        found[name] = value
+    return found
+
+
 def _extra(module: str, extra: str) -> Any:
     """Import a part that verifiers do not install."""
     import importlib
@@ -1005,6 +1109,25 @@ def _missing(error: ModuleNotFoundError, extra: str) -> NoReturn:
         err=True,
     )
     sys.exit(COULD_NOT_CHECK)
+
+
+def _lineage(
+    verdict: "Verdict", certificate: str, places: tuple[str, ...], *, partial: bool, **how: Any
+) -> "Node":
+    """Follow the links of a certificate, under what its policy says of machines."""
+    from aicert import lineage
+    from aicert.verify import verify as check
+
+    policy = verdict.policy.of_machines("of an input")
+    try:
+        known = lineage.Places(places) + lineage.Places.beside(certificate)
+    except OSError as error:
+        raise UnreadableError(
+            f"{error.filename} cannot be read: {error.strerror}", advice="see --from"
+        ) from error
+    return lineage.trace(
+        verdict, known.find, lambda data: check(data, policy=policy, **how), partial=partial
+    )
 
 
 def _trust(roots: tuple[Path, ...], hardware_roots: tuple[Path, ...]) -> "TrustStore":

@@ -38,6 +38,17 @@ def links(run: Run) -> tuple[Link, ...]:
     return tuple(Link(asked.certificate, got) for asked, got in pairs if asked.certificate)
 
 
+def unchecked(run: Run) -> str | None:
+    """Return what is not proved as long as nobody has followed a run's links."""
+    linked = [link.input.name for link in links(run)]
+    if not linked:
+        return None
+    return (
+        f"what is said of the certified inputs ({', '.join(linked)}): their certificates were "
+        "not checked here (pass --recursive)"
+    )
+
+
 def check(link: Link, certificate: Certificate, run: Run, *, whole: bool = False) -> None:
     """Check that a link leads to this certificate, and that the input is what it certifies.
 

@@ -589,11 +589,7 @@ def _not_proved(
             limits.append("that the firmware which holds the TPM is Microsoft's")
         limits.append("that the CPU's firmware has no known holes: its version is not judged")
     limits += times.not_proved()
-    if linked := [link.input.name for link in links.links(run)]:
-        limits.append(
-            f"what is said of the certified inputs ({', '.join(linked)}): their certificates were "
-            "not checked here (pass --recursive)"
-        )
+    limits += filter(None, [links.unchecked(run)])
     limits.append("that the data is lawful or unbiased, the code harmless, or the model good")
     if run.job.spec.evaluation is not None:
         limits.append(

@@ -38,6 +38,7 @@ from blocks import (
     Machine,
     VerificationPolicy,
 )
+from flows import original
 from tasks.destroy import destroy, end
 from tasks.fetch import fetch
 from tasks.image import image
@@ -119,6 +120,7 @@ def certify(
     spec: Spec | None = None,
     spec_file: str | None = None,
     base: str | None = None,
+    certified: dict[str, str] | None = None,
     machine: AnyMachine | None = None,
     store: FolderStore | FsspecStore | AzureBlobStore | None = None,
     credentials: InputCredentials | None = None,
@@ -135,6 +137,8 @@ def certify(
             paths in it start from its folder.
         base: For a spec by fields: the folder on the worker that its relative paths start from.
             None: such a spec reads no files of the worker.
+        certified: Certified models to add to the inputs, by name: the paths of their certificates
+            on the worker, with `weights` beside each. They must pass the same policy.
         machine: Where to train. None is a machine on the worker's host with a software TPM, for
             trying things out.
         store: Where to publish. None is the folder ~/.local/state/aicert/store of the worker's
@@ -149,10 +153,17 @@ def certify(
     def work() -> dict[str, Any]:
         with failing_as("spec"):
             chosen, folder = choose_spec(spec, spec_file, base)
+        where = machine or LocalMachine()
+        for name, certificate in (certified or {}).items():
+            with failing_as("original"):
+                held = original.weights(certificate, None, why=f"the input {name}")
+                demanded = policy or own_policy(where.config())
+                verified = demanded.verify(original.read(certificate), model=held)
+                chosen = original.add(chosen, name, verified, held)
         return perform(
             chosen,
             folder,
-            machine=machine or LocalMachine(),
+            machine=where,
             store=store or FolderStore(folder=machines.default_state() / "store"),
             secrets=credentials.for_spec(chosen) if credentials else {},
             policy=policy,

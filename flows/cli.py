@@ -26,6 +26,7 @@ INTERRUPTED = 130
 def run_spec(
     spec: Path,
     *,
+    certified: dict[str, str] | None = None,
     store: str | None = None,
     state: Path | None = None,
     weights: bool = True,
@@ -41,6 +42,7 @@ def run_spec(
 
     Args:
         spec: the training spec.
+        certified: certified models to add to the inputs: names, and their certificates' paths.
         store: the folder or URL to publish to; by default the folder `store` in `state`.
         state: the folder for the operator's CA, the machines and the server's history.
         weights: publish the weights beside the certificate; else they end with the machine.
@@ -54,6 +56,9 @@ def run_spec(
         state,
         lambda training: training.run(
             spec,
+            certified={
+                name: str(Path(path).absolute()) for name, path in (certified or {}).items()
+            },
             store=str(state / "store") if store is None else store,
             state=state,
             weights=weights,

@@ -6,6 +6,7 @@ certificate is about the model, and bound to the model's own certificate.
 """
 
 import shlex
+from pathlib import Path
 from typing import Any
 
 from prefect import flow, runtime
@@ -14,9 +15,9 @@ from prefect.states import Completed
 from aicert import evaluation, links
 from aicert.agent import machine as machines
 from aicert.agent.spec import Spec
-from aicert.certificate import Certificate
 from aicert.errors import Error
 from aicert.log import Run
+from aicert.verify import Verdict
 from blocks import (
     AzureBlobStore,
     AzureHostMachine,
@@ -39,12 +40,6 @@ class NoEvaluationError(Error):
     """The spec is that of a training."""
 
     code = "evaluation.spec"
-
-
-class OtherModelError(Error):
-    """The spec names another model than the one that is to be evaluated."""
-
-    code = "evaluation.model"
 
 
 class BarError(Error):
@@ -106,7 +101,7 @@ def evaluate(
             verified = demanded.verify(data, model=folder)
         with failing_as("spec"):
             chosen, start = choose_spec(spec, spec_file, base)
-            chosen = _with_model(chosen, verified.certificate, verified.run, folder.as_uri())
+            chosen = _with_model(chosen, verified, folder)
         logger().info("evaluating certificate sha256:%s", verified.certificate_digest)
         result = perform(
             chosen,
@@ -146,7 +141,7 @@ def evaluate(
     return ended(work)  # type: ignore[no-any-return]
 
 
-def _with_model(spec: Spec, certificate: Certificate, run: Run, uri: str) -> Spec:
+def _with_model(spec: Spec, verdict: Verdict, folder: Path) -> Spec:
     """Return the spec with the model as an input, or refuse one that evaluates something else."""
     if spec.evaluation is None:
         raise NoEvaluationError(
@@ -154,27 +149,7 @@ def _with_model(spec: Spec, certificate: Certificate, run: Run, uri: str) -> Spe
             got=spec.name,
             advice="say in it what is evaluated: `evaluation: {model: model}`",
         )
-    value = spec.to_json()
-    if spec.open_model is None:
-        item = next(item for item in spec.inputs if item.name == spec.evaluation.model)
-        if item.certificate != links.name(certificate):
-            raise OtherModelError(
-                f"the spec's input {item.name} is another model",
-                got=item.certificate,
-                expected=links.name(certificate),
-                advice="leave that input out: it is added here",
-            )
-        return spec
-    value["inputs"] = [
-        {
-            "name": spec.open_model,
-            "uri": uri,
-            "sha256": run.outputs.manifest.root,
-            "certificate": links.name(certificate),
-        },
-        *value["inputs"],
-    ]
-    return Spec.model_validate(value)
+    return original.add(spec, spec.evaluation.model, verdict, folder)
 
 
 def _show(name: str, run: Run, result: dict[str, Any], certificate: str) -> None:

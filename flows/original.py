@@ -2,15 +2,24 @@
 
 from pathlib import Path
 
-from aicert import download
+from aicert import download, links
+from aicert.agent import spec as specs
+from aicert.agent.spec import Spec
 from aicert.certificate import MAX_BYTES
 from aicert.errors import Error
+from aicert.verify import Verdict
 
 
 class OriginalError(Error):
     """The certificate to start from, or its weights, cannot be had."""
 
     code = "original.unreadable"
+
+
+class OtherModelError(Error):
+    """The spec has an input of that name, which is something else."""
+
+    code = "original.other"
 
 
 def read(certificate: str) -> bytes:
@@ -51,6 +60,39 @@ def weights(certificate: str, given: str | None, *, why: str) -> Path:
             advice="name it (weights): the files that the certificate names, and no others",
         )
     return folder
+
+
+def add(spec: Spec, name: str, verdict: Verdict, folder: Path) -> Spec:
+    """Return a spec with a certified model as one more input, linked to its certificate.
+
+    A spec that has such an input already must link it to the same certificate.
+
+    Raises:
+        OtherModelError: it has that input, and it is something else.
+        SpecError: the name cannot be that of an input.
+    """
+    link = links.name(verdict.certificate)
+    for item in spec.inputs:
+        if item.name == name:
+            if item.certificate == link:
+                return spec
+            raise OtherModelError(
+                f"the spec's input {name} is something else",
+                got=item.certificate or "no certificate",
+                expected=link,
+                advice="leave that input out of the spec: it is added",
+            )
+    value = spec.to_json()
+    value["inputs"].insert(
+        0,
+        {
+            "name": name,
+            "uri": folder.as_uri(),
+            "sha256": verdict.run.outputs.manifest.root,
+            "certificate": link,
+        },
+    )
+    return specs.check(value, source=f"the spec with the input {name}")
 
 
 def _local(certificate: str) -> Path:

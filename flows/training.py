@@ -15,6 +15,7 @@ __all__ = ["again", "evaluated", "listening", "run"]
 def run(
     spec: Path,
     *,
+    certified: dict[str, str],
     store: str,
     state: Path,
     weights: bool,
@@ -28,6 +29,7 @@ def run(
     """
     return certify(
         spec_file=str(spec.absolute()),
+        certified=certified,
         machine=LocalMachine(state=state, algorithm=algorithm, engine=engine),
         store=_store(store),
         publish_weights=weights,

@@ -124,3 +124,35 @@ def test_an_evaluation_without_a_model_is_refused_before_anything_is_started(pla
         return_state=True,
     )
     assert ended.is_failed() and "aicert evaluate" in (ended.message or "")
+
+
+def test_a_chain_from_a_base_to_an_evaluation_is_verified_as_one(place: Place) -> None:
+    command = "cat /inputs/base/model.bin /inputs/data/* > /outputs/model.bin"
+    spec = write_spec(place.folder / "tune", command, image=place.image, name="tuned")
+    options: dict[str, Any] = {
+        "machine": LocalMachine(state=place.state),
+        "store": FolderStore(folder=place.store),
+    }
+    base = {"base": str(place.model / "certificate.json")}
+    made = certify(spec_file=str(spec), certified=base, publish_weights=True, **options)
+    place.model = place.store / "certificates" / str(made["digest"])
+    ended = place.evaluate({"bytes": {"atLeast": 12, "atMost": 12}})
+    assert ended.is_completed(), ended.message
+    last = place.store / "certificates" / ended.result()["digest"] / "certificate.json"
+    done = place.verify(last, "--recursive")
+    assert done.exit_code == 0 and "2 certificates behind it verified" in done.output, done.output
+
+
+def test_an_input_that_is_not_the_certified_model_is_not_trained_on(place: Place) -> None:
+    (place.model / "weights" / "model.bin").write_text("changed")
+    spec = write_spec(place.folder / "tune", "true", image=place.image)
+    for name, code in (("base", "files.altered"), ("data", "original.other")):
+        ended = certify(
+            spec_file=str(spec),
+            certified={name: str(place.model / "certificate.json")},
+            machine=LocalMachine(state=place.state),
+            store=FolderStore(folder=place.store),
+            return_state=True,
+        )
+        assert ended.is_failed() and code in (ended.message or ""), ended.message
+        (place.model / "weights" / "model.bin").write_text("hello\n")
