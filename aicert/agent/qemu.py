@@ -171,7 +171,7 @@ class Machine:
     ) -> None:
         """Take what it is made of; `more` are further arguments of QEMU, for tests."""
         self.folder = folder
-        self._tpm: subprocess.Popen[bytes] | None = None
+        self.tpm: subprocess.Popen[bytes] | None = None
         self.process: subprocess.Popen[bytes] | None = None
         shutil.copy(variables, folder / "variables.fd")
         # The host's own services are at 192.0.2.2, a network that is nobody's (RFC 5737), and the
@@ -201,7 +201,7 @@ class Machine:
                 "swtpm", "socket", "--tpm2", "--tpmstate", "dir=.,mode=0600",
                 "--ctrl", f"type=unixio,clientfd={theirs.fileno()}", "--terminate",
             ]  # fmt: skip
-            self._tpm = _popen(command, log, cwd=tpm, pass_fds=(theirs.fileno(),))
+            self.tpm = _popen(command, log, cwd=tpm, pass_fds=(theirs.fileno(),))
             device = [
                 "-chardev", f"socket,id=tpm,fd={ours.fileno()}",
                 "-tpmdev", "emulator,id=tpm0,chardev=tpm", "-device", "tpm-crb,tpmdev=tpm0",
@@ -246,7 +246,7 @@ class Machine:
 
     def stop(self) -> None:
         """End it, at once; safe to call twice."""
-        for process in (self.process, self._tpm):
+        for process in (self.process, self.tpm):
             if process is None:
                 continue
             process.kill()
