@@ -131,7 +131,6 @@ def verify(
     from aicert.download import DownloadError
     from aicert.hub import HubError
     from aicert.keys import load_private_key
-    from aicert.policy import Policy
     from aicert.timestamp import TimestampExtraError
     from aicert.trust import load_certificates
 
@@ -147,14 +146,7 @@ def verify(
         raise click.UsageError("--signature-key needs --signature")
     signed = None if signature is None else _read(signature, as_json)
     try:
-        trust = _trust(roots, hardware_roots)
-        least = verifier.Assurance.SIMULATED if allow_simulated else verifier.Assurance.HARDWARE
-        policy = (
-            Policy.all_of([Policy.load(path) for path in policies])
-            if policies
-            else Policy.default(least)
-        )
-        trust = policy.trust_store(trust)
+        policy, trust = _demands(roots, hardware_roots, policies, allow_simulated)
         policy.references(documents)
         authorities = [root for path in stamp_roots for root in load_certificates(path)]
         key = None if vsa_key is None else load_private_key(vsa_key)
@@ -270,7 +262,6 @@ def export(
     """
     from aicert import verify as verifier
     from aicert.certificate import Certificate
-    from aicert.policy import Policy
     from aicert.views import VIEWS
 
     if name is not None and name not in VIEWS:
@@ -283,13 +274,7 @@ def export(
     try:
         parsed = Certificate.parse(data)
         if roots or hardware_roots or allow_simulated or policies:
-            least = verifier.Assurance.SIMULATED if allow_simulated else verifier.Assurance.HARDWARE
-            policy = (
-                Policy.all_of([Policy.load(path) for path in policies])
-                if policies
-                else Policy.default(least)
-            )
-            trust = _trust(roots, hardware_roots)
+            policy, trust = _demands(roots, hardware_roots, policies, allow_simulated)
             verdict = verifier.verify(data, trust=trust, policy=policy)
         made = {key: VIEWS[key].make(parsed, verdict) for key in ([name] if name else VIEWS)}
     except Error as error:
@@ -541,21 +526,14 @@ def data_check(
     """
     from aicert import proof as proofs
     from aicert import verify as verifier
-    from aicert.policy import Policy
 
     data, given = _read_certificate(certificate, as_json), _read(proof, as_json)
     try:
-        trust = _trust(roots, hardware_roots)
-        least = verifier.Assurance.SIMULATED if allow_simulated else verifier.Assurance.HARDWARE
-        policy = (
-            Policy.all_of([Policy.load(path) for path in policies])
-            if policies
-            else Policy.default(least)
-        )
+        policy, trust = _demands(roots, hardware_roots, policies, allow_simulated)
     except Error as error:
         _fail(error, as_json, COULD_NOT_CHECK)
     try:
-        verdict = verifier.verify(data, trust=policy.trust_store(trust), policy=policy)
+        verdict = verifier.verify(data, trust=trust, policy=policy)
         parsed = proofs.Proof.parse(given)
         digest = None
         if record is not None:
@@ -667,7 +645,6 @@ def draw_lineage(
     from aicert import lineage
     from aicert import verify as verifier
     from aicert.download import DownloadError
-    from aicert.policy import Policy
     from aicert.words import count
 
     as_json = form == "json"
@@ -675,13 +652,7 @@ def draw_lineage(
     evaluated = [_read_certificate(source, as_json) for source in evaluations]
     documents = [_read(path, as_json) for path in references]
     try:
-        least = verifier.Assurance.SIMULATED if allow_simulated else verifier.Assurance.HARDWARE
-        policy = (
-            Policy.all_of([Policy.load(path) for path in policies])
-            if policies
-            else Policy.default(least)
-        )
-        trust = policy.trust_store(_trust(roots, hardware_roots))
+        policy, trust = _demands(roots, hardware_roots, policies, allow_simulated)
     except Error as error:
         _fail(error, as_json, COULD_NOT_CHECK)
     try:
@@ -875,7 +846,6 @@ def compare(
     from aicert import reproduction, vsa
     from aicert import verify as verifier
     from aicert.keys import load_private_key
-    from aicert.policy import Policy
     from aicert.tensors import Tolerance
 
     bounds = None
@@ -890,13 +860,7 @@ def compare(
         raise click.UsageError("--statement-key needs --statement")
     files = [_read_certificate(name, as_json) for name in (original, again)]
     try:
-        least = verifier.Assurance.SIMULATED if allow_simulated else verifier.Assurance.HARDWARE
-        policy = (
-            Policy.all_of([Policy.load(path) for path in policies])
-            if policies
-            else Policy.default(least)
-        )
-        trust = policy.trust_store(_trust(roots, hardware_roots))
+        policy, trust = _demands(roots, hardware_roots, policies, allow_simulated)
         key = None if statement_key is None else load_private_key(statement_key)
     except Error as error:
         _fail(error, as_json, COULD_NOT_CHECK)
@@ -1139,6 +1103,23 @@ def _trust(roots: tuple[Path, ...], hardware_roots: tuple[Path, ...]) -> "TrustS
     for path in hardware_roots:
         store = store.with_roots(path, assurance="hardware")
     return store
+
+
+def _demands(
+    roots: tuple[Path, ...],
+    hardware_roots: tuple[Path, ...],
+    policies: tuple[Path, ...],
+    allow_simulated: bool,
+) -> "tuple[Policy, TrustStore]":
+    """Return what a certificate must pass, and the roots that may vouch for its machine."""
+    from aicert.assurance import Assurance
+    from aicert.policy import Policy
+
+    if policies:
+        policy = Policy.all_of([Policy.load(path) for path in policies])
+    else:
+        policy = Policy.default(Assurance.SIMULATED if allow_simulated else Assurance.HARDWARE)
+    return policy, policy.trust_store(_trust(roots, hardware_roots))
 
 
 def _summarise(
