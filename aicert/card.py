@@ -98,7 +98,7 @@ def markdown(
                     "Made from",
                     f"{count(len(run.inputs), 'input')}, one container image, one command",
                 ),
-                *_evaluated(run),
+                *((name, escaped(value)) for name, value in _evaluated(run)),
                 (started(run), f"{_times(run)} (the machine's clock)"),
                 ("It took", duration(run.end.duration_milliseconds)),
                 ("Who vouches", escaped(vouches(certificate, verdict))),
@@ -197,7 +197,7 @@ def text(certificate: Certificate) -> str:
         ("model", clean(spec.name)),
         *([("about", clean(spec.description))] if spec.description else []),
         ("certificate", f"sha256:{certificate.digest}"),
-        *(((name.lower(), value.replace("`", "")) for name, value in _evaluated(run))),
+        *((name.lower(), value) for name, value in _evaluated(run)),
         (started(run).lower(), f"{_times(run)}, it took {duration(run.end.duration_milliseconds)}"),
         ("image", f"{clean(run.image.reference)}\n  sha256:{run.image.config}"),
         ("command", clean(" ".join(spec.command))),
@@ -258,8 +258,8 @@ def _evaluated(run: Run) -> list[tuple[str, str]]:
         return []
     asked, _ = evaluation.model(run)
     return [
-        ("Evaluates", f"the model of `sha256:{asked.certificate}`"),
-        ("Result", escaped(evaluation.says(run))),
+        ("Evaluates", f"the model of sha256:{asked.certificate}"),
+        ("Result", clean(evaluation.says(run), 2000)),
     ]
 
 
