@@ -798,7 +798,9 @@ class AzureVms:
                 advice="choose another size or region (az vm list-skus)",
             )
         gpus = can.get("GPUs", "0")
-        return f"{wanted.size}: {can.get('vCPUs')} vCPUs, {can.get('MemoryGB')} GiB, {gpus} GPUs"
+        driver = "" if gpus == "0" else " (`make image` brings no driver for them)"
+        has = f"{can.get('vCPUs')} vCPUs, {can.get('MemoryGB')} GiB, {gpus} GPUs{driver}"
+        return f"{wanted.size}: {has}"
 
     def _look_at_quota(self) -> str:
         sku, can = self._sku()

@@ -487,7 +487,8 @@ def test_a_look_says_that_all_is_there(arm: Arm, config: VmConfig) -> None:
         "group": "trainings in westeurope",
         "providers": "Microsoft.Compute, Microsoft.DevTestLab, Microsoft.Network: registered",
         "rights": "all that a run needs",
-        "size": "Standard_NC40ads_H100_v5: 40 vCPUs, 320 GiB, 1 GPUs",
+        "size": "Standard_NC40ads_H100_v5: 40 vCPUs, 320 GiB, 1 GPUs (`make image` brings no "
+        "driver for them)",
         "quota": "40 of 100 cores left in StandardNCadsH100v5Family, 40 needed",
         "image": "Microsoft.Compute/galleries/gal/images/aicert/versions/1.0.0, "
         "TrustedLaunchAndConfidentialVmSupported",
