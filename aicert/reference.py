@@ -18,6 +18,7 @@ from aicert import bootlog, canonical, dsse, keys
 from aicert.errors import Error
 from aicert.events import PCR_CHANNEL, PCR_JOB, PCR_OUTPUTS, format_time
 from aicert.reader import Reader
+from aicert.words import count
 
 PAYLOAD_TYPE = "application/vnd.aicert.reference-values.v1+json"
 MEDIA_TYPE = "application/vnd.aicert.signed-reference-values.v1+json"
@@ -403,7 +404,7 @@ class LogCount:
     def __str__(self) -> str:
         """Say it, for a person."""
         return (
-            f"what the boot event log tells of its {self.events} event(s): no digest covers their "
+            f"what the boot event log tells of its {count(self.events, 'event')}: no digest covers their "
             f"types, nor the data of {self.data_not_authenticated}; the digests alone decide"
         )
 

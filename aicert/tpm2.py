@@ -18,6 +18,7 @@ from cryptography.hazmat.primitives.asymmetric.utils import encode_dss_signature
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from aicert.errors import Error
+from aicert.words import count
 
 TPM_GENERATED_VALUE = 0xFF544347  # 6.2
 TPM_ST_ATTEST_CERTIFY = 0x8017  # 6.9
@@ -163,7 +164,7 @@ class _Bytes:
 
     def done(self) -> None:
         if left := len(self._data) - self._position:
-            raise TrailingBytesError(f"{left} byte(s) follow {self.name}")
+            raise TrailingBytesError(f"{self.name} is followed by {count(left, 'byte')} more")
 
 
 # -- TPMT_PUBLIC (12.2.4) ------------------------------------------------------------------------

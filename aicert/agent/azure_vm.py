@@ -23,6 +23,7 @@ from typing import Any, Literal
 
 from aicert.agent import azure_roles
 from aicert.errors import Error
+from aicert.words import count
 
 ENDPOINT = "https://management.azure.com"
 PRICES = "https://prices.azure.com"
@@ -282,7 +283,7 @@ class VmConfig:
             mistakes.append(f"endpoint: {self.endpoint!r} is not one with TLS")
         if mistakes:
             raise ConfigError(
-                f"the machine has {len(mistakes)} mistake(s)",
+                f"the machine has {count(len(mistakes), 'mistake')}",
                 got="; ".join(mistakes),
                 advice="mend them in the machine block",
             )

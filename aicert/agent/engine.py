@@ -25,6 +25,7 @@ from typing import IO, Any, ClassVar
 from aicert.agent.oci import OciImage
 from aicert.errors import Error
 from aicert.events import Limits
+from aicert.words import count
 
 USER = "65534:65534"
 """The container's user: nobody. Outputs are made to belong to it."""
@@ -572,7 +573,7 @@ def _no_gpu(wanted: int, got: object) -> GpuMissingError:
     return GpuMissingError(
         "a GPU was asked for and is not there",
         got=got,
-        expected=f"{wanted} GPU(s) by CDI",
+        expected=f"{count(wanted, 'GPU')} by CDI",
         advice="on a machine with NVIDIA's driver: `nvidia-ctk cdi generate "
         "--output=/etc/cdi/nvidia.yaml`; else set limits.gpus to 0",
     )
