@@ -404,8 +404,9 @@ class LogCount:
     def __str__(self) -> str:
         """Say it, for a person."""
         return (
-            f"what the boot event log tells of its {count(self.events, 'event')}: no digest covers their "
-            f"types, nor the data of {self.data_not_authenticated}; the digests alone decide"
+            f"what the boot event log tells of its {count(self.events, 'event')}: no digest "
+            f"covers their types, nor the data of {self.data_not_authenticated}; the digests alone "
+            "decide"
         )
 
 
