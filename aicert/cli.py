@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import click
 
 import aicert
-from aicert.errors import Error
+from aicert.errors import AbsentError, Error
 
 if TYPE_CHECKING:
     from aicert.hub import Snapshot
@@ -37,7 +37,7 @@ _File = click.Path(path_type=Path, dir_okay=False)
 _Certificate = click.Path(dir_okay=False)
 
 
-class UnreadableError(Error):
+class UnreadableError(AbsentError):
     """A file cannot be read."""
 
     code = "cli.unreadable"
@@ -126,12 +126,9 @@ def verify(
     Where no policy is given, a hardware TPM at least is asked for. A policy says itself how much
     the certificate must be worth, and --allow-simulated changes nothing beside one.
     """
-    from aicert import card, lineage, oms
+    from aicert import card, oms
     from aicert import verify as verifier
-    from aicert.download import DownloadError
-    from aicert.hub import HubError
     from aicert.keys import load_private_key
-    from aicert.timestamp import TimestampExtraError
     from aicert.trust import load_certificates
 
     snapshot = _on_hub(certificate, as_json)
@@ -181,12 +178,12 @@ def verify(
                 verdict = check(folder, frozenset())
         behind = None
         if recursive:
+            from aicert import lineage
+
             how = {"trust": trust, "references": documents, "timestamp_roots": authorities}
             behind = _lineage(verdict, certificate, places, partial=False, **how)
             verdict = lineage.said_by(verdict, behind)
-    except (
-        TimestampExtraError, DownloadError, HubError, UnreadableError, lineage.MissingError
-    ) as error:  # fmt: skip
+    except AbsentError as error:
         _fail(error, as_json, COULD_NOT_CHECK)
     except Error as error:
         _summarise(vsa, key, data, policy, None, as_json)
@@ -644,7 +641,6 @@ def draw_lineage(
     """
     from aicert import lineage
     from aicert import verify as verifier
-    from aicert.download import DownloadError
     from aicert.words import count
 
     as_json = form == "json"
@@ -659,7 +655,7 @@ def draw_lineage(
         how: dict[str, Any] = {"trust": trust, "references": documents}
         verdict = verifier.verify(data, policy=policy, evaluations=evaluated, **how)
         found = _lineage(verdict, certificate, places, partial=True, **how)
-    except (DownloadError, UnreadableError) as error:
+    except AbsentError as error:
         _fail(error, as_json, COULD_NOT_CHECK)
     except Error as error:
         _fail(error, as_json, REFUSED)

@@ -17,7 +17,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from aicert.certificate import MAX_BYTES
-from aicert.errors import Error
+from aicert.errors import AbsentError
 
 TIMEOUT = 60.0
 """How long a certificate may take to come, and any answer to go on, in seconds."""
@@ -30,7 +30,7 @@ _CHUNK = 1 << 16
 _WAIT = 0.25
 
 
-class DownloadError(Error):
+class DownloadError(AbsentError):
     """Something cannot be had from its address; `status` is that of HTTP, where there was one."""
 
     code = "download.failed"

@@ -58,6 +58,10 @@ class Error(Exception):
         return "\n".join(lines)
 
 
+class AbsentError(Error):
+    """What a check needs cannot be had, so nothing was checked, and nothing was found wrong."""
+
+
 class InternalError(Error):
     """A mistake in aicert itself, not in what it was given."""
 

@@ -15,7 +15,7 @@ from urllib.parse import quote, unquote
 
 from aicert import canonical, download, oms
 from aicert.certificate import MAX_BYTES
-from aicert.errors import Error
+from aicert.errors import AbsentError, Error
 from aicert.manifest import Manifest
 from aicert.verify import ExtraFileError, MissingFileError
 from aicert.words import count, size
@@ -38,7 +38,7 @@ _URI = re.compile(rf"hf://(?:models/)?({_NAME}/{_NAME})(?:@([^/?#@]+))?")
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
-class HubError(Error):
+class HubError(AbsentError):
     """The Hub does not do, or does not say, what it should."""
 
     code = "hub.failed"

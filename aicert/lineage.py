@@ -14,7 +14,7 @@ from typing import Any
 from aicert import download, links
 from aicert.assurance import Assurance
 from aicert.certificate import MAX_BYTES, Certificate
-from aicert.errors import Error
+from aicert.errors import AbsentError, Error
 from aicert.verify import Verdict
 from aicert.words import clean, count
 
@@ -30,7 +30,7 @@ Verifier = Callable[[bytes], Verdict]
 Find = Callable[[str], bytes | None]
 
 
-class MissingError(Error):
+class MissingError(AbsentError):
     """A certificate that an input is linked to is in none of the places."""
 
     code = "lineage.missing"

@@ -21,7 +21,7 @@ from cryptography.x509.oid import ExtendedKeyUsageOID
 
 from aicert import canonical
 from aicert.certificate import MAX_TIMESTAMP_BYTES, Certificate
-from aicert.errors import Error
+from aicert.errors import AbsentError, Error
 from aicert.events import format_time
 from aicert.log import Run, parse_run
 from aicert.trust import fingerprint
@@ -80,7 +80,7 @@ class TimestampContradictionError(TimestampError):
     code = "timestamp.contradiction"
 
 
-class TimestampExtraError(Error):
+class TimestampExtraError(AbsentError):
     """The library that reads timestamps is not installed."""
 
     code = "timestamp.missing-extra"
