@@ -5,6 +5,7 @@ kernel ends its TPM, its containers and everything else with it, however it ends
 """
 
 import argparse
+import os
 import sys
 from contextlib import ExitStack
 from pathlib import Path
@@ -99,4 +100,8 @@ def _boot_event_log(tcti: object) -> bytes | None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    status = main()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    # All is closed by now; the interpreter would take longer for its own end than the TPM's.
+    os._exit(status)

@@ -30,6 +30,7 @@ from aicert.agent.ca import DevelopmentCa, Enrollment
 from aicert.agent.channel import Attestation, Remote, UnreachableError
 from aicert.agent.client import AgentClient, LostAgentError
 from aicert.agent.engine import RUNTIME, runtime_folder
+from aicert.agent.processes import await_end
 from aicert.errors import Error
 from aicert.reader import Reader
 
@@ -609,7 +610,7 @@ def _end(process: subprocess.Popen[bytes]) -> None:
     with suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGTERM)
     try:
-        process.wait(STOP_SECONDS)
+        await_end(process, STOP_SECONDS)
     except subprocess.TimeoutExpired:
         process.kill()
         process.wait()

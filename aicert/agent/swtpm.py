@@ -19,6 +19,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from aicert.agent.ca import DevelopmentCa
+from aicert.agent.processes import await_end
 from aicert.errors import Error
 
 ANSWER_SECONDS = 120.0
@@ -169,7 +170,7 @@ class Swtpm:
                     self.exchange(_SHUTDOWN)
             self._socket.close()
             try:
-                self._process.wait(_STOP_SECONDS)
+                await_end(self._process, _STOP_SECONDS)
             except subprocess.TimeoutExpired:
                 self._process.kill()
                 self._process.wait()
@@ -311,7 +312,7 @@ def _run(command: list[str], work: Path, log: Path) -> int | str:
             process_group=0,
         )
     try:
-        return process.wait(MANUFACTURE_SECONDS)
+        return await_end(process, MANUFACTURE_SECONDS)
     except BaseException as error:
         with suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
