@@ -660,7 +660,8 @@ def _remove(directory: Path) -> bool:
     """Remove a folder, frozen inputs included."""
 
     def thaw(function: Any, path: str, error: Any) -> None:
-        del error
+        if isinstance(error[1], FileNotFoundError):
+            return  # somebody else removes it too: its owner, or a sweep
         os.chmod(os.path.dirname(path), 0o700)
         with suppress(FileNotFoundError):
             function(path)

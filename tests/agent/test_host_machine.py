@@ -3,6 +3,7 @@
 import subprocess
 import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -69,3 +70,15 @@ def test_a_tpm_that_is_not_there_is_a_clear_error(config: MachineConfig) -> None
     with pytest.raises(MachineError) as caught:
         machine.start(replace(config, tcti="device:/dev/no-tpm"), "one")
     assert "/dev/no-tpm" in caught.value.diagnostics()
+
+
+def test_a_folder_that_its_owner_and_a_sweep_remove_at_once_is_gone_and_nobody_fails(
+    tmp_path: Path,
+) -> None:
+    for turn in range(5):
+        folder = tmp_path / str(turn)
+        for number in range(300):
+            (folder / "run" / str(number)).mkdir(parents=True)
+        with ThreadPoolExecutor(4) as pool:
+            list(pool.map(machine._remove, [folder] * 4))
+        assert not folder.exists()
