@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import click
 
 import aicert
-from aicert.errors import AbsentError, Error
+from aicert.errors import AbsentError, Error, install
 
 if TYPE_CHECKING:
     from aicert.hub import Snapshot
@@ -1052,6 +1052,10 @@ def _pairs(option: str, form: str, given: tuple[str, ...]) -> dict[str, str]:
     return found
 
 
+_CHECKOUT = ("flows", "tasks", "blocks", "deployments")
+"""The parts that no wheel holds."""
+
+
 def _extra(module: str, extra: str) -> Any:
     """Import a part that verifiers do not install."""
     import importlib
@@ -1063,11 +1067,17 @@ def _extra(module: str, extra: str) -> Any:
 
 
 def _missing(error: ModuleNotFoundError, extra: str) -> NoReturn:
-    click.echo(
-        f"this command needs a part that is not installed ({error.name}): "
-        f"pip install 'aicert[{extra}]'",
-        err=True,
-    )
+    if str(error.name).partition(".")[0] in _CHECKOUT:
+        click.echo(
+            "this command runs from a checkout of aicert, after `make setup`: "
+            "what verifiers install has no pipeline",
+            err=True,
+        )
+    else:
+        click.echo(
+            f"this command needs a part that is not installed ({error.name}): {install(extra)}",
+            err=True,
+        )
     sys.exit(COULD_NOT_CHECK)
 
 

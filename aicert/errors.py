@@ -10,6 +10,14 @@ from typing import ClassVar
 _SHOWN = 400
 
 
+def install(extra: str) -> str:
+    """Return the advice to install an extra, which is from a checkout.
+
+    Never from an index by name: there, the name belongs to somebody else's project.
+    """
+    return f"in a checkout of aicert, run: pip install '.[{extra}]'"
+
+
 class Error(Exception):
     """Something is wrong, with a stable code and advice.
 

@@ -21,7 +21,7 @@ from cryptography.x509.oid import ExtendedKeyUsageOID
 
 from aicert import canonical
 from aicert.certificate import MAX_TIMESTAMP_BYTES, Certificate
-from aicert.errors import AbsentError, Error
+from aicert.errors import AbsentError, Error, install
 from aicert.events import format_time
 from aicert.log import Run, parse_run
 from aicert.trust import fingerprint
@@ -437,7 +437,7 @@ def _library() -> Any:
     except ImportError as error:
         raise TimestampExtraError(
             "timestamps need the package rfc3161-client, which is not installed",
-            advice="pip install 'aicert[timestamp]'; or name no timestamp authority, and the "
+            advice=f"{install('timestamp')}; or name no timestamp authority, and the "
             "timestamp is left unchecked",
         ) from error
     return rfc3161_client

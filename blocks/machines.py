@@ -81,7 +81,7 @@ def _common(config: MachineConfig) -> list[Check]:
     return [
         checks.root(),
         checks.namespaces(),
-        checks.module("tpm2_pytss", "pip install 'aicert[agent]', after `make setup`"),
+        checks.module("tpm2_pytss", "run `make setup` in the checkout"),
         checks.engine(config.engine),
         checks.state(config.state),
     ]

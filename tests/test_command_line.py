@@ -37,6 +37,18 @@ def test_a_refusal_exits_with_1_and_says_what_to_do() -> None:
     assert done.stdout == ""
 
 
+def test_a_command_without_its_part_says_where_that_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    # What verifiers install: the package alone.
+    monkeypatch.setitem(sys.modules, "flows", None)
+    done = aicert("run", "spec.yaml")
+    assert (done.exit_code, done.stdout) == (3, "")
+    assert "runs from a checkout of aicert, after `make setup`" in done.stderr
+    monkeypatch.setitem(sys.modules, "huggingface_hub", None)
+    done = aicert("hub", "push", GOOD, "owner/model", "--allow-simulated")
+    assert done.exit_code == 3
+    assert "in a checkout of aicert, run: pip install '.[hf]'" in done.stderr
+
+
 @pytest.mark.parametrize(
     "arguments",
     [

@@ -1,6 +1,7 @@
 """The house's rules: who may import whom, what a verifier loads, what no file may name."""
 
 import ast
+import re
 import socket
 import subprocess
 import sys
@@ -118,6 +119,17 @@ def test_no_file_names_a_registry_or_a_path_of_one_machine() -> None:
         text = path.read_bytes()
         for word in forbidden:
             assert word.encode() not in text, f"{path.relative_to(ROOT)} holds {word!r}"
+
+
+@pytest.mark.skipif(not (ROOT / ".git").exists(), reason="this is not a git checkout")
+def test_nobody_is_told_to_install_aicert_from_an_index() -> None:
+    # There the name is another project's: whoever followed the advice would run its code.
+    by_name = re.compile(rb"pip3? install [^\n.]*['\" ]aicert\b")
+    assert by_name.search(b"pip install 'AICERT[azure]'".lower())
+    for path in tracked():
+        if path.is_file() and path.parts[-2:] != ("decisions", "0008-not-on-an-index.md"):
+            told = by_name.search(path.read_bytes())
+            assert told is None, f"{path.relative_to(ROOT)} says {told[0]!r}"
 
 
 @pytest.mark.tries_outside

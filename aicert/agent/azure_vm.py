@@ -22,7 +22,7 @@ from functools import partial
 from typing import Any, Literal
 
 from aicert.agent import azure_roles
-from aicert.errors import Error
+from aicert.errors import Error, install
 from aicert.words import count
 
 ENDPOINT = "https://management.azure.com"
@@ -375,7 +375,7 @@ class AzureVms:
             raise LibraryError(
                 "the libraries for Azure are not installed",
                 got=error,
-                advice="pip install 'aicert[azure]'",
+                advice=install("azure"),
             ) from error
         self.config = config
         poll = POLL_SECONDS if poll is None else poll

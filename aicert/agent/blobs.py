@@ -36,6 +36,7 @@ from aicert.agent.store import (
     not_published,
     reported,
 )
+from aicert.errors import install
 
 T = TypeVar("T")
 
@@ -155,7 +156,7 @@ class Blobs(Backend):
                 raise MissingDriverError(
                     "the library for Azure Blob Storage is not installed",
                     got=error,
-                    advice="pip install 'aicert[azure]'",
+                    advice=install("azure"),
                 ) from error
 
     def _name(self, path: str) -> str:

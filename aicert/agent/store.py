@@ -34,7 +34,7 @@ from urllib.parse import unquote
 from aicert.agent.fetch.errors import redact, secret_values
 from aicert.agent.spec_checks import secret_in
 from aicert.certificate import MAX_BYTES
-from aicert.errors import Error
+from aicert.errors import Error, install
 from aicert.manifest import ManifestError, check_collisions, check_path, hash_file
 
 MAX_VIEW_BYTES = 256 << 20
@@ -762,7 +762,7 @@ class _Objects(Backend):
             raise MissingDriverError(
                 f"the driver for {scheme} is not installed",
                 got=error,
-                advice=f"pip install 'aicert[{extra}]'" if extra else "install what is named above",
+                advice=install(extra) if extra else "install what is named above",
             ) from error
         except Exception as error:
             raise StoreUrlError(

@@ -233,10 +233,9 @@ def _limits(verdict: Verdict | None) -> str:
     return f'<ul class="limits">{"".join(f"<li>{_text(limit)}</li>" for limit in limits)}</ul>'
 
 
-_CHECK = """<p>With the certificate and the files, on any computer, trusting neither this page nor a
-server:</p>
-<pre>pip install aicert
-aicert verify certificate.json --model FOLDER</pre>
+_CHECK = """<p>With the certificate, the files, and <code>aicert</code> from its own source, not
+from whoever gave you this model; on any computer, trusting neither this page nor a server:</p>
+<pre>aicert verify certificate.json --model FOLDER</pre>
 <div id="self" class="result" role="status"></div>
 <div id="drop"><p>Drop the model's files or its folder here to compare them with the certificate.
 Nothing leaves your computer.</p>

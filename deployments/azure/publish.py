@@ -29,7 +29,7 @@ from aicert.agent.azure_vm import (
     LibraryError,
     explained,
 )
-from aicert.errors import Error
+from aicert.errors import Error, install
 from deployments.azure.vhd import FixedVhd
 
 API = "2025-03-03"
@@ -149,7 +149,7 @@ def publish(
         raise LibraryError(
             "the libraries for Azure are not installed",
             got=error,
-            advice="pip install 'aicert[azure]'",
+            advice=install("azure"),
         ) from error
     subscription, group, gallery = _GALLERY.fullmatch(target.gallery).groups()  # type: ignore[union-attr]
     client: Any = ComputeManagementClient(

@@ -24,6 +24,7 @@ from aicert.agent.fetch.errors import (
     UnresolvableError,
     redact,
 )
+from aicert.errors import install
 
 T = TypeVar("T")
 Kind = Literal["file", "tree"]
@@ -155,7 +156,7 @@ def need(module: str, extra: str) -> ModuleType:
     except ImportError as error:
         raise MissingExtraError(
             f"the Python package {module.partition('.')[0]} is not installed",
-            advice=f"install it with: pip install 'aicert[{extra}]'",
+            advice=install(extra),
         ) from error
 
 
