@@ -318,8 +318,10 @@ def _check_chain(
 
 def _check_chip(vcek: library.Certificate, report: Report, processor: str) -> None:
     product = _extension(vcek, _PRODUCT)
-    # An IA5String: "Milan-B0".
-    if product[:1] != b"\x16" or not product[2:].startswith(processor.encode() + b"-"):
+    # An IA5String: the kind alone ("Genoa"), or with the stepping ("Milan-B0").
+    tag, name = product[:1], product[2:]
+    kind = processor.encode()
+    if tag != b"\x16" or (name != kind and not name.startswith(kind + b"-")):
         raise SevChipError("the chip is of another kind", got=product, expected=processor)
     if _extension(vcek, _CHIP) != report.chip:
         raise SevChipError(

@@ -13,7 +13,7 @@ from cryptography.hazmat.primitives.asymmetric import rsa
 
 from aicert import canonical, sev, verify
 from aicert.assurance import Assurance
-from aicert.certificate import Certificate, CertificateError, CpuReport
+from aicert.certificate import Certificate, CpuReport
 from aicert.errors import Error
 from aicert.trust import TrustStore
 from tests.support import snp
@@ -182,7 +182,9 @@ def test_a_report_that_another_chip_signed_is_refused(amd: Amd, key: Any) -> Non
     "change",
     [
         {"product": b"\x16\x08Genoa-B0"},
-        {"product": b"\x16\x05Milan"},
+        {"product": b"\x16\x05Genoa"},
+        {"product": b"\x16\x06MilanX"},
+        {"product": b"\x0c\x05Milan"},
         {"product": b"\x0c\x08Milan-B0"},
         {"product": b""},
         {"chip": b"\x04\x40" + snp.CHIP},
@@ -197,6 +199,16 @@ def test_a_chips_certificate_that_says_something_else_is_refused(
     for fingerprint, processor in other.pins().items():
         monkeypatch.setitem(sev.ROOTS, fingerprint, processor)
     refused(other.evidence(key), key, sev.SevChipError)
+
+
+@pytest.mark.parametrize("product", [b"\x16\x08Genoa-B1", b"\x16\x05Genoa"])
+def test_a_chips_certificate_names_its_kind_with_or_without_the_stepping(
+    key: Any, product: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other = Amd(processor="Genoa", product=product)
+    for fingerprint, processor in other.pins().items():
+        monkeypatch.setitem(sev.ROOTS, fingerprint, processor)
+    assert check(other.evidence(key), key).processor == "Genoa"
 
 
 def test_numbers_that_are_no_der_are_refused() -> None:
@@ -276,24 +288,27 @@ def test_confidential_takes_a_real_tpm_a_measured_boot_and_known_firmware(
 
 
 @pytest.mark.parametrize(
-    "change",
+    ("change", "code"),
     [
-        {"type": "azure-tdx"},
-        {"report": ""},
-        {"extra": 1},
-        {"report": None},
-        None,
+        ({"type": "azure-tdx"}, "certificate.format"),
+        ({"report": ""}, "sev.report"),
+        ({"report": "AAAA"}, "sev.report"),
+        ({"runtimeData": ""}, "sev.runtime-data"),
+        ({"certificateChain": []}, "sev.chain"),
+        ({"extra": 1}, "certificate.format"),
+        ({"report": None}, "certificate.format"),
+        (None, "certificate.format"),
     ],
 )
-def test_a_report_of_another_form_is_refused(amd: Amd, forger: Forger, change: Any) -> None:
+def test_a_report_of_another_form_is_refused(
+    amd: Amd, forger: Forger, change: Any, code: str, tmp_path: Any
+) -> None:
     value = snp.with_report(forger.certificate(), amd.evidence(forger.key.public_key())).to_json()
     report = value["evidence"]["cpuReport"]
     value["evidence"]["cpuReport"] = None if change is None else {**report, **change}
     with pytest.raises(Error) as caught:
-        data = canonical.dumps(value)
-        Certificate.parse(data)
-        sev.Report.parse(b"")
-    assert caught.value.code in (CertificateError.code, "sev.report", "format.field")
+        verify.verify(canonical.dumps(value), trust=trust(forger, "hardware", tmp_path))
+    assert caught.value.code == code
 
 
 def test_the_fingerprints_and_digests_have_their_form() -> None:
