@@ -359,30 +359,47 @@ class MatchReference(Rule):
 class InputMatcher:
     """What an input must be like; every part that is given must agree, and one at least is.
 
-    `sha256` is the digest of the file, or the root of the tree; `manifest` the digest of the
-    manifest, which also covers names and sizes.
+    `sha256` is the digest of an input that is one file; `root` that of a tree, over the digests of
+    its files; `manifest` that of the manifest, which also covers names and sizes. The first two are
+    told apart where something is allowed: a file that holds the digests of a tree's files has the
+    tree's root for its SHA-256.
     """
 
     uri: UriPattern | None = None
     sha256: str | None = None
+    root: str | None = None
     manifest: str | None = None
     git_commit: str | None = None
     name: str | None = None
 
     def allows(self, item: Input) -> bool:
         """Tell whether the input is like this, however its URI is read."""
-        return self._content(item) and (self.uri is None or self.uri.allows(item.uri))
-
-    def forbids(self, item: Input) -> bool:
-        """Tell whether the input is like this, by any reading of either of its URIs."""
-        return self._content(item) and (
-            self.uri is None or self.uri.forbids(item.uri) or self.uri.forbids(item.requested)
+        return (
+            self.sha256 in (None, item.sha256)
+            and self.root in (None, item.root)
+            and self._same(item)
+            and (self.uri is None or self.uri.allows(item.uri))
         )
 
-    def _content(self, item: Input) -> bool:
+    def forbids(self, item: Input) -> bool:
+        """Tell whether the input is like this, by any reading of its digests and of its URIs."""
+        digests = (None, item.sha256, item.root)
+        return (
+            self.sha256 in digests
+            and self.root in digests
+            and self._same(item)
+            and (self.uri is None or self.uri.forbids(item.uri) or self.uri.forbids(item.requested))
+        )
+
+    def mistaken(self, inputs: Iterable[Input]) -> str | None:
+        """Return advice where `sha256` names a tree by its root; else nothing."""
+        if any(item.sha256 is None and item.root == self.sha256 for item in inputs):
+            return f"write root: {self.sha256}, if a folder is meant; sha256 is a single file's"
+        return None
+
+    def _same(self, item: Input) -> bool:
         return (
             (self.name is None or self.name == item.name)
-            and (self.sha256 is None or self.sha256 in (item.content_digest, item.root))
             and (self.manifest is None or self.manifest == item.manifest)
             and (self.git_commit is None or self.git_commit == item.git_commit)
         )
@@ -397,6 +414,7 @@ class InputMatcher:
             "name": self.name,
             "uri": None if self.uri is None else str(self.uri),
             "sha256": self.sha256,
+            "root": self.root,
             "manifest": self.manifest,
             "gitCommit": self.git_commit,
         }
@@ -418,7 +436,8 @@ class RequiredInput(Rule):
             "an input that the policy requires was not used",
             got="; ".join(map(_input, facts.run.inputs)) or "no inputs",
             expected=str(self.matcher),
-            advice="do not take this model for one that was made from that input",
+            advice=self.matcher.mistaken(facts.run.inputs)
+            or "do not take this model for one that was made from that input",
         )
 
     def explain(self) -> str:
@@ -469,11 +488,12 @@ class OnlyInputs(Rule):
         """Look for an input that matches none."""
         for item in facts.run.inputs:
             if not any(matcher.allows(item) for matcher in self.matchers):
+                mistaken = filter(None, (matcher.mistaken([item]) for matcher in self.matchers))
                 return InputNotListedError(
                     "an input was used that the policy does not list",
                     got=_input(item),
                     expected=" or ".join(f"({matcher})" for matcher in self.matchers),
-                    advice="list it under inputs.only if you accept it",
+                    advice=next(mistaken, "list it under inputs.only if you accept it"),
                 )
         return None
 
@@ -999,7 +1019,8 @@ def enforce(results: tuple[RuleResult, ...]) -> None:
 
 
 def _input(item: Input) -> str:
-    return f"{item.name}: {item.uri} (sha256:{item.content_digest})"
+    digest = f"root {item.root}" if item.sha256 is None else f"sha256 {item.sha256}"
+    return f"{item.name}: {item.uri} ({digest})"
 
 
 def _boot_problems(facts: Facts) -> str:

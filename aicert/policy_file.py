@@ -363,18 +363,18 @@ class _Reading:
 
     def _matcher(self, path: Place, data: Any, *, forbid: bool = False) -> InputMatcher | None:
         if type(data) is str:
-            what = "is a text; an input is described by uri, sha256, manifest or gitCommit"
+            what = "is a text; an input is described by uri, sha256, root, manifest or gitCommit"
             kind = "sha256" if _DIGEST.fullmatch(data) else "uri"
             self._note(path, what, f"Write {kind}: {data[:80]}")
             return None
-        known = ("uri", "sha256", "manifest", "gitCommit", *(() if forbid else ("name",)))
+        known = ("uri", "sha256", "root", "manifest", "gitCommit", *(() if forbid else ("name",)))
         fields = self._mapping(path, data, known)
         if fields is None:
             return None
         if not fields.keys() - {"name"}:
             what = "says nothing of where the input is from or what is in it"
             self._note(
-                path, what, "Give uri, sha256, manifest or gitCommit; names are the builder's"
+                path, what, "Give uri, sha256, root, manifest or gitCommit; names are the builder's"
             )
             return None
         uri = None
@@ -386,12 +386,13 @@ class _Reading:
                 self._note((*path, "uri"), what, "For example https://data.example/sets/**")
         digests = {
             key: self._digest((*path, key), fields[key])
-            for key in ("sha256", "manifest")
+            for key in ("sha256", "root", "manifest")
             if key in fields
         }
         return InputMatcher(
             uri=uri,
             sha256=digests.get("sha256"),
+            root=digests.get("root"),
             manifest=digests.get("manifest"),
             git_commit=self._like((*path, "gitCommit"), fields, _COMMIT, "a full git commit"),
             name=self._like((*path, "name"), fields, _NAME, "the name of an input"),

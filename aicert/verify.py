@@ -645,7 +645,13 @@ def to_json(verdict: Verdict) -> dict[str, Any]:
         "finishedOn": format_time(run.outputs.finished_on),
         "image": {"sha256": run.image.config},
         "inputs": [
-            {"name": item.name, "uri": item.uri, "sha256": item.content_digest}
+            {
+                "name": item.name,
+                "uri": item.uri,
+                "kind": item.kind,
+                "sha256": item.content_digest,
+                "manifest": item.manifest,
+            }
             | ({} if item.records is None else {"records": item.records.to_json()})
             for item in run.inputs
         ],

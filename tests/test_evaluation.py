@@ -26,7 +26,7 @@ GOOD = {"accuracy": 0.95}
 BENCHMARK = f"""
   - images: [{"11" * 32}]
     command: {{equals: [python3, /inputs/code/train.py]}}
-    inputs: {{only: [{{sha256: {"aa" * 32}}}, {{sha256: {"dd" * 32}}}]}}
+    inputs: {{only: [{{sha256: {"aa" * 32}}}, {{root: {"dd" * 32}}}]}}
 """
 
 

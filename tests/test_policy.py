@@ -1,5 +1,6 @@
 """Policies: every rule, every mistake in a file, and what the verifier does with them."""
 
+import hashlib
 import json
 import pickle
 import subprocess
@@ -198,8 +199,9 @@ def test_the_nearest_reference_values_are_named_with_what_differs() -> None:
     [
         f"sha256: {CODE}",
         f"sha256: sha256:{CODE}",
-        f"sha256: {'bb' * 32}",  # the root of the one file
-        f"sha256: {DATA_ROOT}",
+        f"root: {'bb' * 32}",  # of the one file
+        f"root: {DATA_ROOT}",
+        f"root: sha256:{DATA_ROOT}",
         f"manifest: {'ee' * 32}",
         "uri: 'file:*'",
         "uri: '**'",
@@ -215,6 +217,8 @@ def test_an_input_that_is_required_and_there_passes(matcher: str) -> None:
     [
         f"sha256: '{'00' * 32}'",
         f"manifest: {DATA_ROOT}",  # the root is not the manifest's digest
+        f"sha256: {DATA_ROOT}",  # nor any file's
+        f"root: {CODE}",
         "uri: https://data.example/**",
         f"name: data, sha256: {CODE}",  # of another input
         f"uri: https://data.example/**, sha256: {CODE}",  # one part is not enough
@@ -231,6 +235,30 @@ def test_an_input_that_is_required_and_missing_is_refused(matcher: str) -> None:
     assert "code: file:train.py" in str(error.got)
 
 
+@pytest.mark.parametrize(
+    ("rule", "kind"),
+    [("require", policy.InputMissingError), ("only", policy.InputNotListedError)],
+)
+def test_a_tree_is_not_named_by_a_files_digest_and_the_advice_is_what_to_write(
+    rule: str, kind: type[policy.PolicyError]
+) -> None:
+    others = "" if rule == "require" else f", {{sha256: {CODE}}}"
+    where = "inputs.require[0]" if rule == "require" else "inputs.only"
+    error = refusal(f"inputs: {{{rule}: [{{sha256: {DATA_ROOT}}}{others}]}}", kind, where)
+    assert str(error.advice).startswith(f"write root: {DATA_ROOT}")
+
+
+def test_a_file_of_digests_does_not_pass_for_the_tree_of_these_files() -> None:
+    digests = [hashlib.sha256(content).digest() for content in (b"images", b"labels")]
+    listed = b"".join(digests)
+    root = hashlib.sha256(listed).hexdigest()
+    tree = data_input("file:data", root=root)
+    file = data_input("file:data", kind="file", files=1, size=64, root="ab" * 32, sha256=root)
+    wanted = f"inputs: {{require: [{{root: {root}}}]}}"
+    check(wanted, run=run(inputs=[tree]))
+    refusal(wanted, policy.InputMissingError, "inputs.require[0]", run=run(inputs=[file]))
+
+
 def test_an_input_is_found_by_its_git_commit() -> None:
     commit = "1234567890" * 4
     inputs = [data_input(f"git+https://git.example/data@{commit}", git_commit=commit)]
@@ -242,6 +270,8 @@ def test_an_input_is_found_by_its_git_commit() -> None:
     [
         (f"sha256: {CODE}", None),
         (f"sha256: {DATA_ROOT}", None),
+        (f"root: {DATA_ROOT}", None),
+        (f"root: {CODE}", None),
         (f"manifest: {'ee' * 32}", None),
         ("uri: https://bad.example/**", "https://bad.example/set"),
         ("uri: https://bad.example/**", "HTTPS://BAD.example:443/set"),
@@ -280,7 +310,7 @@ def test_what_is_not_forbidden_passes() -> None:
 
 
 def test_only_listed_inputs_pass_and_the_other_is_named() -> None:
-    check(f"inputs: {{only: [{{sha256: {CODE}}}, {{sha256: {DATA_ROOT}}}]}}")
+    check(f"inputs: {{only: [{{sha256: {CODE}}}, {{root: {DATA_ROOT}}}]}}")
     check("inputs: {only: [{uri: 'file:**'}]}")
     error = refusal(
         f"inputs: {{only: [{{sha256: {CODE}}}]}}", policy.InputNotListedError, "inputs.only"
@@ -648,13 +678,14 @@ ONE_MISTAKE = [
     ("policy: 1\ninputs: {requires: []}", "rules.yaml:2:10: inputs.requires: is not a field that "
      "is known here. Did you mean require?"),
     ("policy: 1\ninputs: {require: [https://x/**]}", "rules.yaml:2:20: inputs.require[0]: is a "
-     "text; an input is described by uri, sha256, manifest or gitCommit. Write uri: https://x/**"),
+     "text; an input is described by uri, sha256, root, manifest or gitCommit. Write uri: "
+     "https://x/**"),
     ("policy: 1\ninputs: {require: [{name: data}]}", "rules.yaml:2:20: inputs.require[0]: says "
-     "nothing of where the input is from or what is in it. Give uri, sha256, manifest or "
+     "nothing of where the input is from or what is in it. Give uri, sha256, root, manifest or "
      "gitCommit; names are the builder's"),
     ("policy: 1\ninputs: {forbid: [{name: data, uri: '**'}]}", "rules.yaml:2:20: "
-     "inputs.forbid[0].name: is not a field that is known here. Known are: uri, sha256, manifest, "
-     "gitCommit"),
+     "inputs.forbid[0].name: is not a field that is known here. Known are: uri, sha256, root, "
+     "manifest, gitCommit"),
     ("policy: 1\ninputs: {only: [{uri: x.example/**}]}", "rules.yaml:2:23: inputs.only[0].uri: is "
      "'x.example/**', no pattern over URIs: it does not begin with a scheme, such as https:, hf: "
      "or file:. For example https://data.example/sets/**"),

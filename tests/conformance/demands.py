@@ -189,7 +189,29 @@ policy(
     "input-required-by-digest",
     "verified",
     "A file by its digest, a tree by its root.",
-    BASE + f"inputs:\n  require:\n    - {{sha256: {CODE}}}\n    - {{sha256: sha256:{DATA}}}\n",
+    BASE + f"inputs:\n  require:\n    - {{sha256: {CODE}}}\n    - {{root: sha256:{DATA}}}\n",
+)
+LISTING = hashlib.sha256(b"images").digest() + hashlib.sha256(b"labels").digest()
+policy(
+    "input-a-file-that-lists-a-tree",
+    "policy.inputs.require",
+    "A tree of two files is required by its root. What was used is a file of 64 bytes, the two "
+    "files' digests: its SHA-256 is the tree's root.",
+    BASE + f"inputs:\n  require: [{{root: {hashlib.sha256(LISTING).hexdigest()}}}]\n",
+    lambda: _with(
+        2,
+        kind="file",
+        files=1,
+        size=len(LISTING),
+        sha256=hashlib.sha256(LISTING).hexdigest(),
+        root=hashlib.sha256(hashlib.sha256(LISTING).digest()).hexdigest(),
+    ),
+)
+policy(
+    "input-required-tree-by-the-word-for-a-file",
+    "policy.inputs.require",
+    "A tree is required by the word for a file's digest: which is meant must be said.",
+    BASE + f"inputs:\n  require: [{{sha256: {DATA}}}]\n",
 )
 policy(
     "input-required-and-missing",
@@ -363,7 +385,7 @@ policy(
     BASE + f"extends: [company.yaml]\nimages: [{IMAGE}]\n",
     more={
         "policy-2.yaml": BASE + "extends: [company.yaml]\nnetwork: none\n",
-        "company.yaml": BASE + f"inputs:\n  require: [{{sha256: {DATA}}}]\n",
+        "company.yaml": BASE + f"inputs:\n  require: [{{root: {DATA}}}]\n",
     },
 )
 
