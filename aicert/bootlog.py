@@ -72,6 +72,7 @@ class BootLogError(Error):
     """The boot event log is not well formed."""
 
     code = "bootlog.format"
+    remedy = "do not rely on this certificate: its boot event log is not what a firmware writes"
 
 
 class NoSha256Error(BootLogError):

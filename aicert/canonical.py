@@ -28,18 +28,21 @@ class CanonicalError(Error):
     """The bytes are not JSON that we accept."""
 
     code = "json.invalid"
+    remedy = "get the file again from whoever published it, byte for byte; do not edit it"
 
 
 class TooLargeError(CanonicalError):
     """The document is larger or nested deeper than its limit."""
 
     code = "json.too-large"
+    remedy = "do not use this file: nothing that aicert makes is as large or as deep"
 
 
 class DuplicateKeyError(CanonicalError):
     """An object names a key twice."""
 
     code = "json.duplicate-key"
+    remedy = "do not use this file: two programs may read two things in it"
 
 
 class NotCanonicalError(CanonicalError):
@@ -112,12 +115,28 @@ def loads_canonical(data: bytes, *, max_bytes: int, max_depth: int = 32) -> Any:
         CanonicalError: as `loads`.
     """
     value = loads(data, max_bytes=max_bytes, max_depth=max_depth)
-    if dumps(value) != data:
+    if (canonical := dumps(value)) != data:
+        got, expected = difference(data, canonical)
         raise NotCanonicalError(
             "the JSON is not in its canonical form (RFC 8785)",
+            got=got,
+            expected=expected,
             advice="use the file as it was published, byte for byte; do not re-format it",
         )
     return value
+
+
+def difference(got: bytes, expected: bytes) -> tuple[str, str]:
+    """Return, for a person, the first place where two documents differ, as it is in each."""
+    pairs = enumerate(zip(got, expected, strict=False))
+    at = next((n for n, (a, b) in pairs if a != b), min(len(got), len(expected)))
+    start = max(0, at - 40)
+
+    def shown(data: bytes) -> str:
+        end = " and no more" if len(data) <= at + 20 else "…"
+        return f"at byte {at}: {data[start : at + 20].decode('utf-8', 'replace')!r}{end}"
+
+    return shown(got), shown(expected)
 
 
 def _plain(value: Any) -> bool:

@@ -31,6 +31,10 @@ class CertificateError(Error):
     """The file is not a certificate of a version that we know."""
 
     code = "certificate.format"
+    remedy = (
+        "check that this is the certificate, whole and unchanged, and that your aicert is not "
+        "older than it"
+    )
 
 
 @dataclass(frozen=True, slots=True)

@@ -41,12 +41,14 @@ class UnreadableError(AbsentError):
     """A file cannot be read."""
 
     code = "cli.unreadable"
+    remedy = "check the path and its permissions"
 
 
 class PublishedError(Error):
     """A file is named by its digest, so it cannot be changed where it is."""
 
     code = "cli.published"
+    remedy = "write it to another place (--out) and publish that besides"
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -369,7 +371,6 @@ def stamp_command(
             raise PublishedError(
                 "the certificate is published under its digest, which would no longer be its own",
                 got=certificate,
-                advice="write it to another place (--out) and publish that besides",
             )
     except Error as error:
         _fail(error, as_json, COULD_NOT_CHECK)

@@ -34,6 +34,7 @@ class DownloadError(AbsentError):
     """Something cannot be had from its address; `status` is that of HTTP, where there was one."""
 
     code = "download.failed"
+    remedy = "check the address, and the way to it"
     status: int | None = None
 
 

@@ -2,7 +2,7 @@
 
 An error is part of the interface: it has a stable code for programs, says what was found and
 what was expected, and tells a person what to do next. Each module defines its own subclasses,
-one for each way to fail.
+one for each way to fail, with the advice that always holds.
 """
 
 from typing import ClassVar
@@ -26,6 +26,8 @@ class Error(Exception):
     """
 
     code: ClassVar[str] = "error"
+    remedy: ClassVar[str | None] = None
+    """The advice where nothing better is known than the kind of error."""
 
     def __init__(
         self,
@@ -41,6 +43,7 @@ class Error(Exception):
         self.message = message
         self.got = None if got is None else _shown(got)
         self.expected = None if expected is None else _shown(expected)
+        advice = self.remedy if advice is None else advice
         self.advice = None if advice is None else _one_way(advice)
 
     def to_json(self) -> dict[str, str]:
@@ -74,6 +77,7 @@ class InternalError(Error):
     """A mistake in aicert itself, not in what it was given."""
 
     code = "internal"
+    remedy = "report it as a mistake in aicert, with the file if you may"
 
 
 def _one_way(message: str) -> str:

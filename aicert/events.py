@@ -44,6 +44,10 @@ class EventError(Error):
     """An event is not one that we know, or a field in it is wrong."""
 
     code = "log.event"
+    remedy = (
+        "check that your aicert is not older than the certificate; if it is not, do not use "
+        "the certificate: the agent measures no such event"
+    )
 
 
 def format_time(time: datetime) -> str:

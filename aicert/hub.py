@@ -42,6 +42,7 @@ class HubError(AbsentError):
     """The Hub does not do, or does not say, what it should."""
 
     code = "hub.failed"
+    remedy = "try again later"
 
 
 class AddressError(HubError):

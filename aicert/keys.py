@@ -39,12 +39,14 @@ class KeyFileError(Error):
     """A key cannot be read, or is of a kind that is not accepted."""
 
     code = "key.invalid"
+    remedy = "use a key for ECDSA on P-256 or P-384, or Ed25519"
 
 
 class KeySignatureError(Error):
     """A signature is not the key's."""
 
     code = "key.signature"
+    remedy = "get the signed file again from whoever signed it"
 
 
 def load_private_key(path: Path, password: bytes | None = None) -> PrivateKey:

@@ -34,18 +34,21 @@ class MissingError(AbsentError):
     """A certificate that an input is linked to is in none of the places."""
 
     code = "lineage.missing"
+    remedy = "name the file, folder or store that has it with --from"
 
 
 class RefusedError(Error):
     """The certificate of an input does not verify."""
 
     code = "lineage.refused"
+    remedy = "do not believe where that input is from"
 
 
 class TooLargeError(Error):
     """The lineage has more certificates, or longer chains of them, than are followed."""
 
     code = "lineage.too-large"
+    remedy = "verify the certificates of the inputs one by one"
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,6 +17,7 @@ class LinkError(Error):
     """A certificate names another as that of an input, and it certifies something else."""
 
     code = "lineage.link"
+    remedy = "do not believe where that input is from"
 
 
 @dataclass(frozen=True, slots=True)

@@ -25,6 +25,7 @@ class LogError(Error):
     """The measurement log is not well formed."""
 
     code = "log.format"
+    remedy = "do not use this certificate: the agent writes no such log"
 
 
 class DigestError(LogError):
@@ -160,7 +161,9 @@ def parse_run(records: Iterable[Record]) -> Run:
         outputs=take(events.Outputs, "outputs"),
     )
     if rest:
-        raise GrammarError("the log goes on after its last event", got=rest[-1].type)
+        raise GrammarError(
+            "the log goes on after its last event", got=rest[-1].type, expected="the end of the log"
+        )
     _check_consistent(run)
     return run
 
@@ -185,7 +188,7 @@ def _check_inputs(spec: events.Spec) -> None:
     Anywhere else an input would hide a part of the image, or of another input.
     """
     if len({item.name for item in spec.inputs}) != len(spec.inputs):
-        raise GrammarError("two inputs have one name")
+        raise GrammarError("two inputs have one name", got=[item.name for item in spec.inputs])
     targets = [item.target for item in spec.inputs]
     try:
         if not all(target.startswith("/inputs/") for target in targets):
@@ -196,7 +199,9 @@ def _check_inputs(spec: events.Spec) -> None:
             raise manifest.CollisionError("a target stands twice")
     except manifest.ManifestError as error:
         raise GrammarError(
-            f"an input has no folder of its own below /inputs: {error.message}", got=error.got
+            f"an input has no folder of its own below /inputs: {error.message}",
+            got=targets,
+            expected="folders below /inputs, none in another",
         ) from error
 
 
@@ -209,7 +214,8 @@ def _check_consistent(run: Run) -> None:
 
     def equal(what: str, got: object, expected: object) -> None:
         if got != expected:
-            raise GrammarError(f"{what} differs from the spec", got=got, expected=expected)
+            shown = ["none" if value is None else value for value in (got, expected)]
+            raise GrammarError(f"{what} differs from the spec", got=shown[0], expected=shown[1])
 
     for asked, fetched in zip(spec.inputs, run.inputs, strict=True):
         equal("the name of an input", fetched.name, asked.name)

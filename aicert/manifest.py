@@ -40,18 +40,30 @@ class ManifestError(Error):
     """A tree or a manifest cannot be accepted."""
 
     code = "manifest.invalid"
+    remedy = (
+        "if the place that is named is in your folder, mend it there; if it is in the "
+        "certificate, do not use the certificate"
+    )
 
 
 class PathError(ManifestError):
     """A path is not a plain relative path."""
 
     code = "manifest.path"
+    remedy = (
+        "if it is in your folder, rename the file; if it is in the certificate, do not use the "
+        "certificate"
+    )
 
 
 class CollisionError(ManifestError):
     """Two paths are the same file on some file system."""
 
     code = "manifest.collision"
+    remedy = (
+        "if they are in your folder, keep one of the two; if they are in the certificate, do "
+        "not use the certificate"
+    )
 
 
 class LinkError(ManifestError):
@@ -64,6 +76,7 @@ class ChangedError(ManifestError):
     """A file changed while it was being read."""
 
     code = "manifest.changed"
+    remedy = "stop what writes there, and try again"
 
 
 @dataclass(frozen=True, slots=True)
@@ -195,7 +208,7 @@ def check_path(path: str) -> str:
     elif not path.isascii() and len(fold(path)) > MAX_PATH:
         problem = "grows too long in Unicode normal form KC"  # one character can become eighteen
     if problem is not None:
-        raise PathError(f"a file's path {problem}", got=path, advice="rename the file")
+        raise PathError(f"a file's path {problem}", got=path)
     return path
 
 

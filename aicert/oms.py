@@ -32,6 +32,7 @@ class ModelSignatureError(Error):
     """A model signature is not the one that belongs to the certificate."""
 
     code = "oms.invalid"
+    remedy = "take the certificate and the signature from one place; do not use this signature"
 
 
 @dataclass(frozen=True, slots=True)

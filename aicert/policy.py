@@ -40,6 +40,10 @@ class PolicyError(Error):
     """
 
     code = "policy.failed"
+    remedy = (
+        "ask the builder for a certificate that passes, or change the policy if it asks for "
+        "too much"
+    )
     rule: str = ""
     results: tuple["RuleResult", ...] = ()
 

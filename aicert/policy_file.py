@@ -62,6 +62,7 @@ class PolicyFileError(Error):
     """A policy has mistakes; `mistakes` has all of them, in the order of the text."""
 
     code = "policy.file"
+    remedy = "mend the policy; `aicert policy check` reads it alone"
 
     def __init__(self, source: str, mistakes: Sequence[Mistake]) -> None:
         """Name every mistake of the policy that came from `source`."""

@@ -38,6 +38,7 @@ class ProofError(Error):
     """A proof does not show what it says."""
 
     code = "proof.invalid"
+    remedy = "do not believe this proof; ask for one that is made for this certificate"
 
 
 class FormatError(ProofError):

@@ -24,6 +24,7 @@ class FieldError(Error):
     """A field is missing, unknown, of the wrong type or out of bounds."""
 
     code = "format.field"
+    remedy = "get the file again from whoever published it"
 
 
 class Reader:

@@ -68,6 +68,7 @@ class RecordsError(Error):
     """An input cannot be taken apart into records."""
 
     code = "records.invalid"
+    remedy = "look at the place that is named, or ask for records of another kind"
 
 
 class NotTextError(RecordsError):
@@ -92,6 +93,7 @@ class ChangedError(RecordsError):
     """A file is not the one in the manifest."""
 
     code = "records.changed"
+    remedy = "stop what writes there, and try again"
 
 
 def commit(

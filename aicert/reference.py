@@ -48,6 +48,7 @@ class ReferenceValuesError(Error):
     """A document of reference values is malformed."""
 
     code = "reference.format"
+    remedy = "get the document again from its publisher"
 
 
 class ReferenceSignatureError(ReferenceValuesError):

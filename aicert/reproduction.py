@@ -31,18 +31,21 @@ class OtherTrainingError(Error):
     """The second run is not a run of the same training, so it can say nothing about the first."""
 
     code = "reproduction.other-training"
+    remedy = "it says nothing about the first run; compare runs of one spec"
 
 
 class SameRunError(Error):
     """Both certificates are of one run."""
 
     code = "reproduction.same-run"
+    remedy = "name the certificate of the second run"
 
 
 class NotReproducedError(Error):
     """The same training made other outputs."""
 
     code = "reproduction.different"
+    remedy = "read which outputs differ; a tolerance may be what you want (docs/reproduce.md)"
 
 
 @dataclass(frozen=True, slots=True)

@@ -71,6 +71,7 @@ class SevError(Error):
     """The CPU's report does not show what it is there to show."""
 
     code = "sev.invalid"
+    remedy = "do not use this certificate as one of a confidential machine"
 
 
 class SevReportError(SevError):

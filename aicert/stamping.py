@@ -33,18 +33,21 @@ class UrlError(Error):
     """The address is not one of an authority that can be asked."""
 
     code = "timestamp.url"
+    remedy = "give http:// or https://, a host and a path, without a password"
 
 
 class UnavailableError(Error):
     """The authority cannot be reached, or does not answer as one does."""
 
     code = "timestamp.unavailable"
+    remedy = "try again later, or ask another authority"
 
 
 class PresentError(Error):
     """The certificate has a timestamp already."""
 
     code = "timestamp.present"
+    remedy = "keep it, or replace it with --replace"
 
 
 def stamp(

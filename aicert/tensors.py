@@ -35,6 +35,7 @@ class TensorError(Error):
     """A file is not of the safetensors format, or holds a type that is not known."""
 
     code = "tensors.format"
+    remedy = "compare without a tolerance, or leave the file out with --ignore"
 
 
 @dataclass(frozen=True, slots=True)

@@ -54,6 +54,7 @@ class TimestampError(Error):
     """The timestamp cannot be believed."""
 
     code = "timestamp.invalid"
+    remedy = "do not rely on this timestamp; ask the builder to have the certificate stamped again"
 
 
 class TimestampFormatError(TimestampError):
@@ -84,6 +85,10 @@ class TimestampExtraError(AbsentError):
     """The library that reads timestamps is not installed."""
 
     code = "timestamp.missing-extra"
+    remedy = (
+        f"{install('timestamp')}; or name no timestamp authority, and the timestamp is left "
+        "unchecked"
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -417,7 +422,11 @@ def _check_strength(certificate: x509.Certificate) -> None:
     key, algorithm = certificate.public_key(), certificate.signature_hash_algorithm
     weak_key = isinstance(key, rsa.RSAPublicKey) and key.key_size < 2048
     if weak_key or not isinstance(key, rsa.RSAPublicKey | ec.EllipticCurvePublicKey):
-        raise TimestampFormatError("a key in the timestamp is too weak", got=_subject(certificate))
+        raise TimestampFormatError(
+            "a key in the timestamp is too weak",
+            got=f"{_subject(certificate)}: {getattr(key, 'key_size', 'of another kind')} bits",
+            expected="RSA with at least 2048 bits, or ECDSA",
+        )
     if algorithm is None or algorithm.name not in _HASH_NAMES:
         raise TimestampFormatError(
             "a certificate in the timestamp was signed with a hash that is not accepted",
@@ -436,9 +445,7 @@ def _library() -> Any:
         import rfc3161_client
     except ImportError as error:
         raise TimestampExtraError(
-            "timestamps need the package rfc3161-client, which is not installed",
-            advice=f"{install('timestamp')}; or name no timestamp authority, and the "
-            "timestamp is left unchecked",
+            "timestamps need the package rfc3161-client, which is not installed"
         ) from error
     return rfc3161_client
 
@@ -496,14 +503,20 @@ def _element(data: bytes, position: int, end: int) -> _Element:
         if not 1 <= size <= 3 or len(octets) != size or octets[0] == 0 or length < 0x80:
             raise TimestampFormatError("the timestamp is not in DER")
     if length > end - start:
-        raise TimestampFormatError("the timestamp is cut")
+        raise TimestampFormatError(
+            "the timestamp is cut", got=f"{end - start} bytes", expected=f"{length} bytes"
+        )
     return _Element(tag, start, start + length, data)
 
 
 def _whole(data: bytes, tag: int) -> _Element:
     element = _element(data, 0, len(data))
     if element.tag != tag or element.end != len(data):
-        raise TimestampFormatError("the timestamp is of another kind, or bytes follow it")
+        raise TimestampFormatError(
+            "the timestamp is of another kind, or bytes follow it",
+            got=f"tag {element.tag:#04x}, {element.end} of {len(data)} bytes",
+            expected=f"tag {tag:#04x} and all of it",
+        )
     return element
 
 

@@ -53,6 +53,7 @@ class StructureError(Error):
     """The bytes are not the TPM structure that they should be."""
 
     code = "tpm.structure"
+    remedy = "do not use this certificate: no TPM made these bytes"
 
 
 class TrailingBytesError(StructureError):
@@ -65,42 +66,52 @@ class AlgorithmError(StructureError):
     """The structure names an algorithm that is not accepted."""
 
     code = "tpm.algorithm"
+    remedy = (
+        "do not use this certificate: with this algorithm it could be forged, or nobody here "
+        "knows it"
+    )
 
 
 class QuoteMagicError(Error):
     """The structure was not made inside a TPM."""
 
     code = "quote.magic"
+    remedy = "do not use this certificate: anybody can have made this quote"
 
 
 class QuoteTypeError(Error):
     """The structure is an attestation, but not a quote."""
 
     code = "quote.type"
+    remedy = "do not use this certificate: what was signed is no quote"
 
 
 class QuoteSignatureError(Error):
     """The quote's signature is not the key's."""
 
     code = "quote.signature"
+    remedy = "do not use this evidence: it was changed, or it is another TPM's"
 
 
 class SelectionError(Error):
     """The quote's PCR selection cannot be accepted."""
 
     code = "quote.selection"
+    remedy = "do not use this certificate: its quote is over other registers than it must be"
 
 
 class PcrDigestError(Error):
     """The PCR values are not those that were quoted."""
 
     code = "quote.pcr-digest"
+    remedy = "do not use this evidence: its PCR values were changed"
 
 
 class AkError(Error):
     """The attestation key cannot be accepted."""
 
     code = "ak.key"
+    remedy = "do not use this certificate: such a key can sign what no TPM made"
 
 
 class KeySizeError(AkError):
@@ -164,7 +175,11 @@ class _Bytes:
 
     def done(self) -> None:
         if left := len(self._data) - self._position:
-            raise TrailingBytesError(f"{self.name} is followed by {count(left, 'byte')} more")
+            raise TrailingBytesError(
+                f"{self.name} is followed by {count(left, 'byte')} more",
+                got=f"{len(self._data)} bytes",
+                expected=f"{self._position} bytes",
+            )
 
 
 # -- TPMT_PUBLIC (12.2.4) ------------------------------------------------------------------------
@@ -383,7 +398,11 @@ def _read_ecc(cursor: _Bytes) -> ec.EllipticCurvePublicKey:
     """TPMS_ECC_PARMS (12.2.3.6), from curveID on, and the point."""
     curve = _CURVES.get(identifier := cursor.u16())
     if curve is None:
-        raise KeySizeError("the ECC key's curve is not accepted", got=f"{identifier:#06x}")
+        raise KeySizeError(
+            "the ECC key's curve is not accepted",
+            got=f"{identifier:#06x}",
+            expected="P-256 (0x0003) or P-384 (0x0004)",
+        )
     if (kdf := cursor.u16()) != ALG_NULL:
         raise _refused("kdf", kdf, "none")
     size = (curve.key_size + 7) // 8
@@ -391,7 +410,9 @@ def _read_ecc(cursor: _Bytes) -> ec.EllipticCurvePublicKey:
     try:
         return numbers.public_key()  # refuses a point that is not on the curve
     except ValueError as error:
-        raise KeySizeError("the ECC key's point is not on its curve") from error
+        raise KeySizeError(
+            "the ECC key's point is not on its curve", expected=f"a point on {curve.name}"
+        ) from error
 
 
 # -- TPMT_SIGNATURE (11.3.4) ---------------------------------------------------------------------
@@ -522,7 +543,6 @@ class Attest:
                 "the PCR values are not those that were quoted",
                 got=digest,
                 expected=self.pcr_digest,
-                advice="do not use this evidence: its PCR values were changed",
             )
 
 
@@ -546,7 +566,11 @@ def parse_attest(data: bytes) -> Attest:
     )
     selection = tuple(_read_selection(cursor) for _ in range(_count(cursor, 16)))
     if len({algorithm for algorithm, _ in selection}) != len(selection):
-        raise SelectionError("a PCR bank stands twice in the selection")
+        raise SelectionError(
+            "a PCR bank stands twice in the selection",
+            got=[_HASH_NAMES.get(alg, f"{alg:#06x}") for alg, _ in selection],
+            expected=["SHA-256"],
+        )
     digest = cursor.sized(64)
     cursor.done()
     return Attest(qualified_signer, extra_data, clock, firmware_version, selection, digest)
@@ -593,7 +617,7 @@ def _read_head(cursor: _Bytes, kind: int, name: str) -> tuple[bytes, bytes, Cloc
     extra_data = cursor.sized(66)
     clock, resets, restarts, safe = cursor.u64(), cursor.u32(), cursor.u32(), cursor.u8()
     if safe not in (0, 1):
-        raise StructureError("TPMI_YES_NO is neither 0 nor 1", got=safe)
+        raise StructureError("TPMI_YES_NO is neither 0 nor 1", got=safe, expected="0 or 1")
     firmware_version = cursor.u64()
     return (
         qualified_signer,
@@ -617,7 +641,11 @@ def _read_selection(cursor: _Bytes) -> tuple[int, frozenset[int]]:
         raise SelectionError("the size of a PCR selection", got=size, expected=MAX_PCRS // 8)
     bits = int.from_bytes(cursor.take(size), "little")
     if not bits:
-        raise SelectionError("a PCR selection is empty", advice="the bank may be inactive")
+        raise SelectionError(
+            "a PCR selection is empty",
+            got="no PCR",
+            advice="do not use this certificate: the bank may be inactive, and nothing is quoted",
+        )
     return algorithm, frozenset(pcr for pcr in range(MAX_PCRS) if bits >> pcr & 1)
 
 
@@ -647,7 +675,8 @@ def check_quote(message: bytes, signature: bytes, public: Public) -> Attest:
     if not parse_signature(signature).verify(public, message):
         raise QuoteSignatureError(
             "the quote was not signed by the attestation key",
-            advice="do not use this evidence: it was changed, or it is another TPM's",
+            got=signature,
+            expected=f"a signature by the key {public.name.hex()}",
         )
     return attest
 

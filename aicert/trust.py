@@ -29,6 +29,7 @@ class TrustError(Error):
     """A root certificate cannot be used."""
 
     code = "trust.root"
+    remedy = "check the file: a root is a CA's certificate in PEM or DER, given once"
 
 
 @dataclass(frozen=True, slots=True)

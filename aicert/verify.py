@@ -24,6 +24,7 @@ from cryptography.hazmat.primitives.asymmetric.utils import (
 )
 
 from aicert import (
+    canonical,
     evaluation,
     links,
     log,
@@ -51,6 +52,7 @@ class VerifyError(Error):
     """The certificate does not prove what it says."""
 
     code = "verify.failed"
+    remedy = "do not use this certificate: it does not prove what it says"
 
 
 class QuoteError(VerifyError):
@@ -63,12 +65,14 @@ class PcrMissingError(QuoteError):
     """A quote's selection leaves out a required PCR, or selects another bank."""
 
     code = "quote.pcr-missing"
+    remedy = "do not use this certificate: a register that is not covered could hold anything"
 
 
 class PcrExtraError(QuoteError):
     """The evidence carries a PCR value that the quote does not cover."""
 
     code = "quote.pcr-unsigned"
+    remedy = "do not use this certificate: a value that no signature covers stands among its PCRs"
 
 
 class BindingError(QuoteError):
@@ -87,6 +91,7 @@ class BootError(VerifyError):
     """The two quotes are not of one boot of one TPM."""
 
     code = "boot.changed"
+    remedy = "do not use this certificate: its two quotes are not of one boot"
 
 
 class ReplayError(VerifyError):
@@ -105,6 +110,7 @@ class FilesError(VerifyError):
     """The files are not those that the certificate names."""
 
     code = "files.invalid"
+    remedy = "do not load these files; download the model again"
 
 
 class MissingFileError(FilesError):
@@ -255,8 +261,11 @@ def verify(
 
     # 8. The statement says what the log says, byte for byte, and nothing else.
     if statement.encode(run) != certificate.payload:
+        got, expected = canonical.difference(certificate.payload, statement.encode(run))
         raise StatementError(
             "the statement is not the one that the measurement log gives",
+            got=got,
+            expected=expected,
             advice="do not use this certificate: what it claims was not measured",
         )
 
@@ -393,6 +402,8 @@ def _check_signature(certificate: Certificate, ak: tpm2.Public) -> None:
     except (InvalidSignature, ValueError) as error:
         raise SignatureError(
             "the statement was not signed by the attestation key",
+            got=signature,
+            expected=f"a signature by the key {ak.name.hex()}",
             advice="do not use this certificate: the statement is not what was signed",
         ) from error
 
@@ -461,13 +472,15 @@ def check_files(
     if missing := sorted(want.keys() - have.keys()):
         raise MissingFileError(
             f"{count(len(missing), 'certified file')} missing",
-            got=", ".join(missing[:5]),
+            got=f"not there: {', '.join(missing[:5])}",
+            expected=count(len(want), "file"),
             advice="download the whole model; every certified file must be there",
         )
     if extra := sorted(have.keys() - want.keys()):
         raise ExtraFileError(
             f"{count(len(extra), 'file')} that the certificate does not name",
             got=", ".join(extra[:5]),
+            expected=f"{count(len(want), 'certified file')} and no other",
             advice="move them out of the folder, or name them with --ignore if they are harmless",
         )
     for path, size in sorted(have.items()):

@@ -32,6 +32,7 @@ class SummaryError(Error):
     """A verification summary cannot be made of what was given."""
 
     code = "vsa.invalid"
+    remedy = "read what was expected, and give that"
 
 
 def passed(

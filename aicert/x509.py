@@ -6,6 +6,7 @@ certificates have. Here nothing is built: the chain comes in order, leaf to root
 checked. Signatures, DER and extensions are the library's work.
 """
 
+import hashlib
 import threading
 import warnings
 from collections.abc import Iterable, Sequence
@@ -52,6 +53,7 @@ class ChainError(Error):
     """The chain does not vouch for the attestation key."""
 
     code = "chain.invalid"
+    remedy = "do not use this certificate: nobody who is trusted vouches for the key that signed it"
 
 
 class ChainLengthError(ChainError):
@@ -130,6 +132,7 @@ class ExtensionError(ChainError):
     """A certificate has an extension that cannot be honoured."""
 
     code = "chain.extension"
+    remedy = "do not use this certificate; report it, if the chain is that of a maker of TPMs"
 
 
 class LeafKeyError(ChainError):
@@ -189,7 +192,10 @@ def verify_chain(
         )
     certificates = [parse(der, index) for index, der in enumerate(chain)]
     if len(set(chain)) != len(chain):
-        raise ChainLoopError("a certificate stands twice in the chain")
+        twice = next(der for der in chain if chain.count(der) > 1)
+        raise ChainLoopError(
+            "a certificate stands twice in the chain", got=hashlib.sha256(twice).hexdigest()
+        )
     _check_leaf(certificates[0], key)
     check_links(certificates, times)
     # Last: a broken chain is named as such even where its root is unknown.
@@ -226,7 +232,9 @@ def parse(der: bytes, index: int) -> x509.Certificate:
         ChainParseError: it cannot be read, or bytes follow it.
     """
     if len(der) > MAX_CERTIFICATE_BYTES:
-        raise ChainParseError(f"certificate {index} is too large", got=len(der))
+        raise ChainParseError(
+            f"certificate {index} is too large", got=len(der), expected=MAX_CERTIFICATE_BYTES
+        )
     try:
         with _WARNINGS, warnings.catch_warnings():
             # Google's names are longer than X.520 allows. What the library accepts with a warning
@@ -237,7 +245,11 @@ def parse(der: bytes, index: int) -> x509.Certificate:
             _ = certificate.extensions, certificate.public_key(), certificate.subject
             _ = certificate.issuer, certificate.signature_hash_algorithm
     except Exception as error:  # the library raises several kinds for malformed certificates
-        raise ChainParseError(f"certificate {index} of the chain cannot be read") from error
+        raise ChainParseError(
+            f"certificate {index} of the chain cannot be read",
+            got=f"{type(error).__name__}: {error}",
+            expected="X.509 in DER",
+        ) from error
     if certificate.version is not x509.Version.v3:
         raise ChainParseError(f"certificate {index} is not X.509 version 3")
     if certificate.public_bytes(Encoding.DER) != der:
@@ -260,16 +272,23 @@ def _check_leaf(leaf: x509.Certificate, key: ec.EllipticCurvePublicKey | rsa.RSA
     usage, and it is not TCG's.
     """
     spki = (Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
-    if leaf.public_key().public_bytes(*spki) != key.public_bytes(*spki):
+    certified, own = (each.public_bytes(*spki) for each in (leaf.public_key(), key))
+    if certified != own:
         raise LeafKeyError(
             "the first certificate is not the attestation key's",
+            got=f"a key with the SHA-256 {hashlib.sha256(certified).hexdigest()}",
+            expected=f"the key with the SHA-256 {hashlib.sha256(own).hexdigest()}",
             advice="do not use this certificate: nobody vouches for the key that signed it",
         )
     basic = _extension(leaf, x509.BasicConstraints)
     usage = _extension(leaf, x509.KeyUsage)
     extended = _extension(leaf, x509.ExtendedKeyUsage)
     if basic is not None and basic.ca:
-        raise LeafUsageError("the attestation key's certificate is a CA's")
+        raise LeafUsageError(
+            "the attestation key's certificate is a CA's",
+            got="basic constraints: CA",
+            expected="no CA",
+        )
     if usage is None or not usage.digital_signature or usage.key_cert_sign:
         raise LeafUsageError(
             "the attestation key's certificate is not for signatures",
@@ -356,7 +375,11 @@ def _check_ca(parent: x509.Certificate, index: int) -> None:
     basic = _extension(parent, x509.BasicConstraints)
     usage = _extension(parent, x509.KeyUsage)
     if basic is None or not basic.ca or (usage is not None and not usage.key_cert_sign):
-        raise NotACaError(f"certificate {index} of the chain is not a CA's")
+        raise NotACaError(
+            f"certificate {index} of the chain is not a CA's",
+            got=parent.subject.rfc4514_string(),
+            expected="basic constraints with CA, and key usage keyCertSign where there is one",
+        )
     # `index - 1` CAs stand between this one and the leaf.
     if basic.path_length is not None and index - 1 > basic.path_length:
         raise PathLengthError(
@@ -379,6 +402,8 @@ def _check_issued(child: x509.Certificate, parent: x509.Certificate, index: int)
     except (InvalidSignature, UnsupportedAlgorithm, ValueError, TypeError) as error:
         raise ChainSignatureError(
             f"certificate {index - 1} was not signed by certificate {index}",
+            got=child.subject.rfc4514_string(),
+            expected=f"a signature by the key of {parent.subject.rfc4514_string()}",
             advice="do not use this certificate: somebody made up the chain",
         ) from error
 

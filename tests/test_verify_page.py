@@ -14,7 +14,8 @@ from typing import Any
 import pytest
 
 import aicert
-from aicert.errors import Error
+from aicert.errors import AbsentError, Error
+from aicert.policy_file import PolicyFileError
 
 ROOT = Path(__file__).parent.parent
 PAGE = (ROOT / "docs" / "verify.md").read_text()
@@ -27,16 +28,28 @@ def classes(base: type[Error]) -> Iterator[type[Error]]:
         yield from classes(one)
 
 
-def test_the_table_has_every_code_of_the_verifier_and_no_other() -> None:
+def of_the_verifier() -> Iterator[type[Error]]:
+    """Every error class of the verifier, and of the command line."""
     for module in pkgutil.iter_modules(aicert.__path__):
         if module.name not in ("agent", "__main__"):
             importlib.import_module(f"aicert.{module.name}")
-    codes = {
-        one.code
-        for one in classes(Error)
-        if re.fullmatch(r"aicert\.\w+", one.__module__)
-        and one.__module__ not in ("aicert.agent", "aicert.__main__")
-    }
+    for one in classes(Error):
+        if re.fullmatch(r"aicert\.\w+", one.__module__):
+            yield one
+
+
+def test_every_error_tells_a_person_what_to_do() -> None:
+    found = {one for one in of_the_verifier() if one not in (Error, AbsentError)}
+    assert len(found) > 100
+    for one in found - {PolicyFileError}:
+        error = one("what is wrong")
+        assert error.advice and error.to_json()["advice"] == error.advice, one
+        assert one("what is wrong", advice="something else").advice == "something else"
+    assert PolicyFileError("policy.yaml", ()).advice
+
+
+def test_the_table_has_every_code_of_the_verifier_and_no_other() -> None:
+    codes = {one.code for one in of_the_verifier()}
     listed = re.findall(r"^\| `([a-z0-9.-]+)` \| .+ \| .+ \|$", PAGE, re.MULTILINE)
     table = [code for code in listed if "." in code or code in ("error", "internal")]
     assert sorted(table) == sorted(codes)

@@ -1419,9 +1419,10 @@ def stated(
     """Register a case whose statement says something else, signed and quoted all the same."""
 
     def build() -> Certificate:
-        built = statement.build(log.parse_run(_records(run_events())))
+        made = good()
+        built = statement.build(log.parse_run(made.certificate().records))
         payload = change(built)
-        return good().certificate(
+        return made.certificate(
             payload=payload if isinstance(payload, bytes) else canonical.dumps(built)
         )
 
