@@ -226,14 +226,17 @@ class LeastAssurance(Rule):
                 "a software TPM is accepted only where you say so, for instance for the demo: pass "
                 "--allow-simulated, or write assurance: simulated in the policy"
             )
-        elif self.least is Assurance.CONFIDENTIAL:
-            advice = "no certificate reaches this assurance yet"
-        elif self.least is Assurance.MEASURED and facts.boot.nearest is None:
+        elif facts.assurance is Assurance.MEASURED:
+            advice = (
+                "ask for a run on a confidential machine, whose CPU's report is in the certificate "
+                "and names firmware that is known"
+            )
+        elif self.least >= Assurance.MEASURED and facts.boot.nearest is None:
             advice = (
                 "name the image's signed reference values, under reference in the policy or with "
                 "--reference; without them no boot is known to be right"
             )
-        elif self.least is Assurance.MEASURED:
+        elif self.least >= Assurance.MEASURED:
             advice = f"the boot is not that of {facts.boot.nearest}; {_boot_problems(facts)}"
         else:
             advice = "ask the builder for a run on a machine with more assurance"
@@ -1004,10 +1007,8 @@ class Policy:
         if open_:
             yield f"Left open: {'; '.join(open_)}."
         least = max((r.least for r in rules if isinstance(r, LeastAssurance)), default=None)
-        if least is Assurance.CONFIDENTIAL:
-            yield "Note: no certificate reaches the assurance confidential yet."
-        elif least is Assurance.MEASURED and "reference" not in said:
-            yield "Note: nothing gives reference values, so no certificate can be measured."
+        if least is not None and least >= Assurance.MEASURED and "reference" not in said:
+            yield f"Note: nothing gives reference values, so no certificate can be {least}."
 
 
 def enforce(results: tuple[RuleResult, ...]) -> None:

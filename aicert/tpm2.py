@@ -24,6 +24,10 @@ TPM_GENERATED_VALUE = 0xFF544347  # 6.2
 TPM_ST_ATTEST_CERTIFY = 0x8017  # 6.9
 TPM_ST_ATTEST_QUOTE = 0x8018
 
+# The hierarchies whose seeds TPM2_Clear leaves as they are (7.4; Part 3, 24.6).
+TPM_RH_ENDORSEMENT = 0x4000000B
+TPM_RH_PLATFORM = 0x4000000C
+
 # TPM_ALG_ID, 6.3
 ALG_RSA = 0x0001
 ALG_AES = 0x0006
@@ -252,6 +256,21 @@ class Public:
     def pem(self) -> bytes:
         """The public key as other tools read it: SubjectPublicKeyInfo in PEM."""
         return self.key.public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
+
+    def outlives_clear(self, qualified_signer: bytes) -> bool:
+        """Tell from the Qualified Name in its quotes whether this key comes back after TPM2_Clear.
+
+        Primary keys of the endorsement and platform hierarchies do, as those are with which
+        Azure's and Google's virtual TPMs attest: they are made anew from a seed that stays. Their
+        Qualified Name is nameAlg and the digest of the hierarchy's handle and their Name (Part 1,
+        "Qualified Name"). A key below another one does not: its parent's proof is changed.
+        """
+        algorithm = _HASHES[self.name_algorithm]
+        return any(
+            qualified_signer
+            == self.name[:2] + algorithm(struct.pack(">I", at) + self.name).digest()
+            for at in (TPM_RH_ENDORSEMENT, TPM_RH_PLATFORM)
+        )
 
     def require_ak(self) -> None:
         """Check that this is an attestation key.

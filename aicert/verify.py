@@ -279,6 +279,8 @@ def verify(
     bounds = timestamp.bounds(certificate, run, chain, authorities)
     confidential = _check_cpu(certificate, ak, times)
     assurance = _assess(chain, boot, confidential)
+    # Nothing on a measured machine clears its TPM.
+    unbroken = assurance >= Assurance.MEASURED or not ak.outlives_clear(final.qualified_signer)
 
     # Evaluations that are given are certificates: verified by themselves, and then as linked to
     # this one.
@@ -319,8 +321,8 @@ def verify(
         model=checked,
         facts=facts,
         evaluations=evaluated,
-        proved=_proved(run, chain, boot, confidential, bounds, checked, evaluated),
-        not_proved=_not_proved(run, assurance, boot, confidential, bounds, checked),
+        proved=_proved(run, chain, unbroken, boot, confidential, bounds, checked, evaluated),
+        not_proved=_not_proved(run, assurance, unbroken, boot, confidential, bounds, checked),
     )
 
 
@@ -411,8 +413,9 @@ def _check_signature(certificate: Certificate, ak: tpm2.Public) -> None:
 def _check_boot(baseline: tpm2.Attest, final: tpm2.Attest) -> None:
     """Check that the TPM was neither reset nor restarted between the two quotes.
 
-    Both are signed by one key, which lives in one TPM. A TPM2_Clear, which zeroes resetCount,
-    changes the seed that the key hangs on, so the key would be another one.
+    Both are signed by one key, which lives in one TPM. A TPM2_Clear, which zeroes resetCount, ends
+    a key below an EK, as the agent makes. The key of a cloud's TPM comes back after one, so who may
+    clear it could make two boots look like one: `_not_proved` says so.
     """
     for field_name in ("qualified_signer", "firmware_version"):
         first, last = getattr(baseline, field_name), getattr(final, field_name)
@@ -532,6 +535,7 @@ def _assess(
 def _proved(
     run: log.Run,
     chain: x509.ChainInfo,
+    unbroken: bool,
     boot: reference.BootResult,
     confidential: sev.Confidential | None,
     times: timestamp.TimeBounds,
@@ -559,7 +563,8 @@ def _proved(
         if item.records is not None
     )
     return (
-        f"a TPM vouched for by {chain.pin.name!r} signed this record in one unbroken boot",
+        f"a TPM vouched for by {chain.pin.name!r} signed this record "
+        f"{'in one unbroken boot' if unbroken else 'and counted no restart in it'}",
         *filter(None, [image, cpu]),
         f"{count(len(run.inputs), 'input')}, the container image and the command are as named",
         *records,
@@ -576,6 +581,7 @@ def _proved(
 def _not_proved(
     run: log.Run,
     assurance: Assurance,
+    unbroken: bool,
     boot: reference.BootResult,
     confidential: sev.Confidential | None,
     times: timestamp.TimeBounds,
@@ -595,6 +601,11 @@ def _not_proved(
         )
     elif loose := [result.pcr for result in boot.pcrs if result.kind in ("log", "open")]:
         limits.append(f"what PCRs {loose} stand for: the reference values leave them open")
+    if not unbroken:
+        limits.append(
+            "that it was one boot: a key of this kind comes back after TPM2_Clear, by which an "
+            "administrator of the machine can set the TPM's count of restarts back"
+        )
     if boot.log is not None:
         limits.append(str(boot.log))
     if confidential is not None:

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from aicert import events, keys, log, policy, policy_file, reference, uri_pattern
+from aicert import events, keys, log, policy, policy_file, reference, tpm2, uri_pattern
 from aicert.assurance import Assurance
 from aicert.log import Run
 from aicert.policy import Facts, Policy, PolicyError, enforce
@@ -126,7 +126,11 @@ def test_assurance_must_reach_the_least() -> None:
     error = refusal("assurance: measured", policy.AssuranceError, "assurance")
     assert "reference" in str(error.advice)
     error = refusal("assurance: confidential", policy.AssuranceError, "assurance")
-    assert "no certificate reaches" in str(error.advice)
+    assert "reference values" in str(error.advice)
+    found = {"assurance": Assurance.MEASURED}
+    error = refusal("assurance: confidential", policy.AssuranceError, "assurance", **found)
+    assert "a confidential machine" in str(error.advice)
+    check("assurance: confidential", assurance=Assurance.CONFIDENTIAL)
     check("assurance: measured", assurance=Assurance.MEASURED)
 
 
@@ -1019,7 +1023,8 @@ def test_the_explanation_says_what_is_left_open_and_what_can_never_pass() -> Non
     assert text.startswith("rules (rules.yaml)\n  For the tests.\n  demands: assurance at least")
     assert "Left open: roots: any that the trust store has; container images" in text
     assert "no certificate can be measured" in parse("assurance: measured").explain()
-    assert "confidential yet" in parse("assurance: confidential").explain()
+    assert "can be confidential" in parse("assurance: confidential").explain()
+    assert "can be" not in parse(f"{MEASURED}").explain()
     closed = parse(
         f"roots: [{'0a' * 32}]\nimages: [{'0a' * 32}]\nreference: {{signers: [{'0a' * 32}]}}\n"
         f"inputs: {{only: [{{sha256: {'0a' * 32}}}]}}\ncommand: {{equals: [a]}}\n"
@@ -1119,6 +1124,28 @@ def test_a_measured_boot_raises_the_assurance_and_names_the_image() -> None:
     shown = to_json(verdict)["boot"]
     assert shown["measured"]
     assert shown["pcrs"]["9"] == ["value", "has the image's value"]
+
+
+@pytest.mark.parametrize("handle", [tpm2.TPM_RH_ENDORSEMENT, tpm2.TPM_RH_PLATFORM, 0x40000001])
+def test_that_it_was_one_boot_is_not_proved_of_a_clouds_key_unless_the_boot_is_measured(
+    handle: int,
+) -> None:
+    """Of a key that comes back after TPM2_Clear; one of the owner's hierarchy does not."""
+    boot = Boot()
+    forger = Forger(start=boot.pcrs)
+    name = b"\x00\x0b" + hashlib.sha256(handle.to_bytes(4, "big") + forger.name).digest()
+    signer = {"qualified_signer": name}
+    certificate = forger.certificate(baseline=signer, final=signer, boot_event_log=boot.log)
+    for text, references in (("", []), (MEASURED, [SIGNED])):
+        verdict = verify(
+            certificate.encode(),
+            trust=trusting(forger),
+            policy=parse(text),
+            references=references,
+        )
+        fragile = handle != 0x40000001 and not references
+        assert any("TPM2_Clear" in line for line in verdict.not_proved) is fragile
+        assert any("one unbroken boot" in line for line in verdict.proved) is not fragile
 
 
 def test_a_measured_boot_says_which_pcrs_are_left_open() -> None:

@@ -6,6 +6,7 @@ import struct
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -20,17 +21,18 @@ from tpm2_pytss import (
     ESYS_TR,
     TPM2_SU,
     TPM2B_PUBLIC,
+    TPM2B_SENSITIVE_CREATE,
     TPMA_NV,
     TPMS_ATTEST,
     TPMT_PUBLIC,
     TPMT_SIGNATURE,
 )
 
-from aicert import tpm2
+from aicert import tpm2, verify
 from aicert.agent import tpm_errors as errors
 from aicert.agent.credential import make_credential
 from aicert.agent.swtpm import Swtpm
-from aicert.agent.tpm import Ak, Algorithm, EkKind, Tpm
+from aicert.agent.tpm import _AK_ATTRIBUTES, _AKS, Ak, Algorithm, EkKind, Tpm
 from tests.support.nv import define_nv, make_persistent
 from tests.support.tpm import Factory, Tap, relay, run_tool
 
@@ -477,6 +479,37 @@ def test_a_clear_ends_the_key_and_changes_its_parent(tpm: Tpm, ak: Ak) -> None:
     assert tpm.clock_info().reset_count == 0
     with pytest.raises(errors.KeyLostError):
         tpm.quote(ak, b"", ALL)
+
+
+def primary(tpm: Tpm) -> Ak:
+    """An attestation key as a cloud's TPM has it: a primary key of the endorsement hierarchy."""
+    template = TPM2B_PUBLIC.parse(_AKS["ecc"], objectAttributes=_AK_ATTRIBUTES)
+    handle, public, *_ = esapi(tpm).create_primary(
+        TPM2B_SENSITIVE_CREATE(), template, primary_handle=ESYS_TR.ENDORSEMENT
+    )
+    encoded: bytes = public.publicArea.marshal()
+    return Ak(handle, encoded, tpm2.parse_public(encoded).name, "rsa2048")
+
+
+def test_a_clouds_key_comes_back_after_a_clear_and_can_be_told_from_ours(
+    tpm: Tpm, ak: Ak, swtpm: Swtpm
+) -> None:
+    """An administrator makes two boots look like one: that a verifier can only say."""
+    quote = tpm2.parse_attest(tpm.quote(ak, b"", ALL).message)
+    assert not tpm2.parse_public(ak.public).outlives_clear(quote.qualified_signer)
+    tpm.close()
+    quotes = []
+    for _ in range(2):
+        with Tpm(swtpm.tcti) as again:
+            esapi(again).clear(ESYS_TR.LOCKOUT)
+            time.sleep(0.1 * len(quotes))
+            key = primary(again)
+            public = tpm2.parse_public(key.public)
+            message = again.quote(key, b"", ALL)
+            quotes.append(tpm2.check_quote(message.message, message.signature, public))
+            assert public.outlives_clear(quotes[-1].qualified_signer)
+        swtpm.power_cycle()
+    verify._check_boot(*quotes)
 
 
 # -- nothing is left behind ------------------------------------------------------------------------
