@@ -2,12 +2,15 @@
 
 `*` stands for any characters but `/`, and in the host for one label; `**` for any characters at
 all. Everything else stands for itself. One place can be written in many ways (`/a/../b`, `%2e`,
-capitals in a host), so a URI is held against a pattern in two forms: as it is written, and as a
-client would resolve it. What is allowed must match in both; what is forbidden matches in either.
+capitals or a user's name in a host), so a URI is held against a pattern in three forms: as it is
+written, as a client would resolve it, and as a careless server might, which decodes all that is
+encoded. What is allowed must match in each; what is forbidden matches in any.
 """
 
 import re
-from dataclasses import dataclass, replace
+import unicodedata
+from collections.abc import Iterator
+from dataclasses import dataclass
 from functools import lru_cache
 from urllib.parse import unquote
 
@@ -20,6 +23,9 @@ _UNRESERVED = re.compile(r"(?:%(?:2[dDeE]|3[0-9]|[46][1-9a-fA-F]|[57][0-9aA]|5[f
 _PORTS = {"http": ":80", "https": ":443", "git+https": ":443", "git+http": ":80"}
 _UNSAFE = re.compile(r"[\x00-\x20\x7f-\xa0\\]")
 _WILDCARD = re.compile(r"(\*+)")
+_HOST_PORT = re.compile(r"(\[.*\]|[^:]*):?(.*)", re.DOTALL)  # RFC 3986, 3.2.2: [::1]:443
+_SLASHES = re.compile(r"[/\\]+")
+_ROUNDS = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,16 +40,19 @@ class UriPattern:
         A URI with white space, control characters or backslashes, which clients read differently,
         never does.
         """
-        return not _UNSAFE.search(uri) and all(self._matches(form) for form in forms(uri))
+        return not _UNSAFE.search(uri) and all(self._matches(uri))
 
     def forbids(self, uri: str) -> bool:
         """Tell whether `uri` matches in any way of reading it."""
-        return any(self._matches(form) for form in forms(uri))
+        return any(self._matches(uri))
 
-    def _matches(self, form: "Parts") -> bool:
-        if self.text == "**":
-            return True
-        own = _part(self.text)
+    def _matches(self, uri: str) -> Iterator[bool]:
+        """Yield whether `uri` matches, form by form; the pattern is taken in the same form."""
+        for own, form in zip(forms(self.text), forms(uri), strict=True):
+            yield self.text == "**" or self._match(own, form)
+
+    @staticmethod
+    def _match(own: "Parts", form: "Parts") -> bool:
         if own.scheme != form.scheme:
             return False
         if own.host is None:
@@ -87,14 +96,46 @@ def parse(text: str) -> UriPattern:
     return UriPattern(text)
 
 
-def forms(uri: str) -> tuple[Parts, Parts]:
-    """Return the URI in parts, as it is written and as a client would resolve it.
+@lru_cache(maxsize=1024)
+def forms(uri: str) -> tuple[Parts, Parts, Parts]:
+    """Return the URI in parts: as it is written, as a client resolves it, and with all decoded.
 
-    Resolving decodes what need not be percent-encoded and removes `.` and `..` (RFC 3986, 6.2.2).
+    Resolving decodes what need not be percent-encoded and removes `.` and `..` (RFC 3986, 6.2.2);
+    of an address in the web it takes away the user's name, and what else changes no host. The last
+    form decodes everything, as often as it is encoded, and takes many slashes for one.
     """
     written = _part(uri)
-    path, tail = _split(_UNRESERVED.sub(lambda found: unquote(found[0]), written.rest))
-    return written, replace(written, rest=_without_dots(path.replace("\\", "/")) + tail)
+    host = None if written.host is None else _host(written.scheme, written.host)
+    path, tail = _split(written.rest)
+    if host is not None and not path:
+        path = "/"
+    resolved = _without_dots(_UNRESERVED.sub(lambda found: unquote(found[0]), path))
+    decoded = _without_dots(_SLASHES.sub("/", _decoded(path)))
+    return (
+        written,
+        Parts(written.scheme, host, resolved + tail),
+        Parts(written.scheme, host, decoded + tail),
+    )
+
+
+def _host(scheme: str, host: str) -> str:
+    """Return the host that a client of the web asks, with its port where that is not the usual."""
+    if scheme not in _PORTS:
+        return host
+    # What may stand for a letter or a dot in a name (UTS 46) becomes it.
+    name = unicodedata.normalize("NFKC", unquote(host.rpartition("@")[2])).lower()
+    found = _HOST_PORT.fullmatch(name.replace("\u3002", "."))
+    assert found is not None  # anything matches
+    port = found[2].lstrip("0")
+    return found[1].rstrip(".") + (f":{port}" if port and f":{port}" != _PORTS[scheme] else "")
+
+
+def _decoded(text: str) -> str:
+    for _ in range(_ROUNDS):
+        text, before = unquote(text), text
+        if text == before:
+            break
+    return text
 
 
 @lru_cache(maxsize=1024)
@@ -115,10 +156,11 @@ def _split(rest: str) -> tuple[str, str]:
 
 
 def _without_dots(path: str) -> str:
+    path = path.replace("\\", "/")
     parts: list[str] = []
     for part in path.split("/"):
         if part == "..":
-            if parts and parts[-1] not in ("", ".."):
+            if len(parts) > path.startswith("/"):  # the root stays
                 parts.pop()
         elif part != ".":
             parts.append(part)

@@ -498,7 +498,7 @@ def test_a_clouds_key_comes_back_after_a_clear_and_can_be_told_from_ours(
     quote = tpm2.parse_attest(tpm.quote(ak, b"", ALL).message)
     assert not tpm2.parse_public(ak.public).outlives_clear(quote.qualified_signer)
     tpm.close()
-    quotes = []
+    quotes: list[tpm2.Attest] = []
     for _ in range(2):
         with Tpm(swtpm.tcti) as again:
             esapi(again).clear(ESYS_TR.LOCKOUT)
