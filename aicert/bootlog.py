@@ -295,10 +295,10 @@ def _is_old_format(data: bytes) -> bool:
     end = len(data.rstrip(b"\x00"))
     try:
         while cursor.position < end:
-            pcr = cursor.number(4)
-            cursor.take(4 + 20)
+            pcr, kind = cursor.number(4), cursor.number(4)
+            cursor.take(20)
             cursor.blob()
-            if pcr > LAST_PCR:
+            if pcr > LAST_PCR and kind != EV_NO_ACTION:
                 return False
     except BootLogError:
         return False
@@ -309,14 +309,23 @@ def _read_event(cursor: _Cursor, sizes: Mapping[int, int]) -> BootEvent:
     pcr, kind, count = cursor.number(4), cursor.number(4), cursor.number(4)
     if pcr > LAST_PCR and kind != EV_NO_ACTION:
         raise BootLogError("an event names a PCR that does not exist", got=pcr)
-    if count != len(sizes):
-        raise BootLogError("an event has another number of digests", got=count, expected=len(sizes))
+    # Some firmware lists every bank that the TPM could have, and extends those that are active.
+    if not 1 <= count <= len(sizes):
+        raise BootLogError(
+            "an event has another number of digests", got=count, expected=f"1 to {len(sizes)}"
+        )
     digests: dict[int, bytes] = {}
     for _ in range(count):
         algorithm = cursor.number(2)
         if algorithm not in sizes or algorithm in digests:
             raise BootLogError("an event's digest is not one of the log's", got=f"{algorithm:#06x}")
         digests[algorithm] = cursor.take(sizes[algorithm])
+    if _SHA256 not in digests:
+        raise NoSha256Error(
+            "an event of the boot event log has no SHA-256 digest",
+            got=", ".join(f"{a:#06x}" for a in digests),
+            advice="enable the TPM's SHA-256 bank in the firmware's settings",
+        )
     return BootEvent(pcr, digests[_SHA256], kind, cursor.blob())
 
 

@@ -128,6 +128,13 @@ def test_of_several_banks_the_sha256_one_is_replayed() -> None:
     assert log.events[0].digest == sha256(data)
 
 
+def test_banks_that_the_header_lists_and_that_are_not_active_need_no_digest() -> None:
+    data = b"firmware"
+    digests = {SHA1: b"\x01" * 20, SHA256: sha256(data)}
+    log = bootlog.parse(header([SHA1, SHA256, SHA384]) + event(0, 8, data, digests=digests))
+    assert log.events[0].digest == sha256(data)
+
+
 def test_the_quoted_values_must_be_those_that_the_log_leads_to() -> None:
     log = bootlog.parse(GOOD)
     pcrs = dict.fromkeys(range(24), ZERO) | log.replay()
@@ -156,8 +163,10 @@ def test_events_cannot_be_dropped_doubled_or_swapped_within_a_pcr() -> None:
         header([SHA1, SHA384]) + event(0, 8, digests={SHA1: bytes(20), SHA384: bytes(48)}),
         old_event(0, 8, b"firmware 1.0") + old_event(4, 0x80000003, b"loader"),
         old_event(0, 8, b"firmware 1.0") + bytes(100),
+        old_event(0, 8, b"firmware 1.0") + old_event(0xFFFFFFFF, NO_ACTION, b"anything"),
+        header([SHA1, SHA256]) + event(0, 8, digests={SHA1: bytes(20)}),
     ],
-    ids=["other banks", "old format", "old format, padded"],
+    ids=["other banks", "old format", "old format, padded", "old, of no PCR", "one event without"],
 )
 def test_a_log_without_sha256_says_so(log: bytes) -> None:
     with pytest.raises(bootlog.NoSha256Error) as caught:
