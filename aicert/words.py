@@ -42,14 +42,23 @@ def count(number: int, noun: str) -> str:
     return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
-def text(value: object) -> str:
+def text(value: object, limit: int = 300) -> str:
     """Return somebody else's text so that Markdown shows it and does nothing else with it."""
-    return re.sub(r"([\\`*_{}\[\]<>()#+!|~&@])", r"\\\1", clean(value)).replace("://", ":\\//")
+    shown = re.sub(r"([\\`*_{}\[\]<>()#+!|~&@])", r"\\\1", clean(value, limit))
+    shown = re.sub(r"^(\s*)([-=])", r"\1\\\2", shown)  # a rule, a list, a heading
+    shown = re.sub(r"^(\s*\d+)\.", r"\1\\.", shown)  # a numbered list
+    shown = re.sub(r"(?i)(www)\.", r"\1\\.", shown)  # a link, as GitHub and others make them
+    return shown.replace("://", ":\\//")
 
 
 def code(value: object) -> str:
     """Return somebody else's text as Markdown code, whatever backticks it holds."""
-    shown = clean(value, 1000).replace("|", "\\|") or " "
+    shown = clean(value, 1000)
+    if "\\|" in shown:
+        # In a table some readers see an escaped bar there and some the end of the cell, which
+        # would be that of the code too: only text can say it to all of them.
+        return text(value, 1000)
+    shown = shown.replace("|", "\\|") or " "
     longest = max((len(run) for run in re.findall("`+", shown)), default=0)
     fence = "`" * (longest + 1)
     pad = " " if longest else ""
