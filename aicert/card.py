@@ -7,18 +7,22 @@ in `aicert.views.page`.
 
 import json
 import re
+from typing import TYPE_CHECKING
 
 from cryptography import x509
 
-from aicert import evaluation
+from aicert import evaluation, links
 from aicert.assurance import MEANING
 from aicert.certificate import Certificate
 from aicert.events import Records, format_time
 from aicert.log import Run, parse_run
 from aicert.trust import name_of
 from aicert.verify import Verdict
-from aicert.words import clean, code, count, duration, key_values, size, table
+from aicert.words import block, clean, code, count, duration, key_values, size, table
 from aicert.words import text as escaped
+
+if TYPE_CHECKING:
+    from aicert.lineage import Node
 
 _ROWS = 50
 
@@ -45,12 +49,16 @@ def vouches(certificate: Certificate, verdict: Verdict | None) -> str:
 
 
 def readme(
-    certificate: Certificate, verdict: Verdict | None = None, *, command: str = CHECK
+    certificate: Certificate,
+    verdict: Verdict | None = None,
+    behind: "Node | None" = None,
+    *,
+    command: str = CHECK,
 ) -> str:
     """Return the card as a model repository's README: with front matter in YAML.
 
-    `command` is what the card tells its reader to check the model with. The front matter's values
-    are written as JSON, which YAML includes, so that no text can leave its place.
+    The arguments are those of `markdown`. The front matter's values are written as JSON, which YAML
+    includes, so that no text can leave its place.
     """
     run = parse_run(certificate.records)
     fields: dict[str, object] = {
@@ -64,7 +72,9 @@ def readme(
         fields["base_model"] = models
     lines = [f"{name}: {json.dumps(value)}" for name, value in fields.items()]
     lines.append(f"aicert_certificate: {json.dumps('sha256:' + certificate.digest)}")
-    return "\n".join(["---", *lines, "---", "", markdown(certificate, verdict, command=command)])
+    return "\n".join(
+        ["---", *lines, "---", "", markdown(certificate, verdict, behind, command=command)]
+    )
 
 
 def _hub(run: Run) -> tuple[list[str], list[str]]:
@@ -79,9 +89,20 @@ def _hub(run: Run) -> tuple[list[str], list[str]]:
 
 
 def markdown(
-    certificate: Certificate, verdict: Verdict | None = None, *, command: str = CHECK
+    certificate: Certificate,
+    verdict: Verdict | None = None,
+    behind: "Node | None" = None,
+    *,
+    command: str = CHECK,
 ) -> str:
-    """Return the card in Markdown; `verdict` where the certificate was verified just now."""
+    """Return the card in Markdown.
+
+    Args:
+        certificate: what it is about.
+        verdict: of that certificate, where it was verified just now.
+        behind: its lineage, where that was followed.
+        command: what the card tells its reader to check the model with.
+    """
     run = parse_run(certificate.records)
     spec = run.job.spec
     outputs = run.outputs.manifest
@@ -101,7 +122,10 @@ def markdown(
                 *((name, escaped(value)) for name, value in _evaluated(run)),
                 (started(run), f"{_times(run)} (the machine's clock)"),
                 ("It took", duration(run.end.duration_milliseconds)),
-                ("Who vouches", escaped(vouches(certificate, verdict))),
+                (
+                    "Who is said to vouch" if verdict is None else "Who vouches",
+                    escaped(vouches(certificate, verdict)),
+                ),
                 ("Certificate", f"`sha256:{certificate.digest}`"),
                 ("Run", f"`{run.job.run}`"),
                 ("Root digest", f"`{outputs.root}`"),
@@ -109,6 +133,8 @@ def markdown(
         ),
         "",
         "## What it was made from",
+        "",
+        block(_tree(certificate, run) if behind is None else _drawn(behind)),
         "",
         table(
             ("part", "where it came from", "SHA-256"),
@@ -118,6 +144,7 @@ def markdown(
                     (escaped(item.name), code(item.uri), f"`{item.content_digest}`")
                     for item in run.inputs
                 ),
+                ("command", code(" ".join(spec.command)), f"seed {spec.seed}"),
             ],
         ),
         "",
@@ -126,8 +153,6 @@ def markdown(
             for item in run.inputs
             if item.records
         ),
-        f"Command: {code(' '.join(spec.command))}",
-        "",
         "## Files",
         "",
         table(
@@ -181,9 +206,7 @@ def markdown(
         "",
         "With `aicert` from its own source, not from whoever gave you this model:",
         "",
-        "```",
-        command,
-        "```",
+        block(command),
         "",
     ]
     return "\n".join(lines)
@@ -262,6 +285,27 @@ def _evaluated(run: Run) -> list[tuple[str, str]]:
         ("Evaluates", f"the model of sha256:{asked.certificate}"),
         ("Result", clean(evaluation.says(run), 2000)),
     ]
+
+
+def _tree(certificate: Certificate, run: Run) -> str:
+    """Draw what a run was made from, as far as its certificate alone tells."""
+    linked = {link.input.name: link.certificate for link in links.links(run)}
+    parts = [f"image  {clean(run.image.reference, 80)}  sha256:{run.image.config[:16]}…"]
+    parts += [
+        f"{clean(item.name)} ← certificate sha256:{linked[item.name]}"
+        if item.name in linked
+        else f"{clean(item.name)}  {clean(item.uri, 80)}  sha256:{item.content_digest[:16]}…"
+        for item in run.inputs
+    ]
+    lines = [f"{clean(run.job.spec.name)}  certificate sha256:{certificate.digest[:16]}…"]
+    lines += [f"├─ {part}" for part in parts[:-1]]
+    return "\n".join([*lines, f"└─ {parts[-1]}"])
+
+
+def _drawn(behind: "Node") -> str:
+    from aicert import lineage
+
+    return lineage.tree(behind)
 
 
 def _status(verdict: Verdict | None) -> str:

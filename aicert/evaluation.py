@@ -55,14 +55,14 @@ def says(run: Run) -> str:
     if found is None:
         return ""
     values = {} if run.end.metrics is None else run.end.metrics.values
-    shown = [f"{name} {_text(value)}" for name, value in list(values.items())[:_SHOWN]]
+    some = [f"{name} {shown(got)}" for name, got in list(values.items())[:_SHOWN]]
     more = [f"{len(values) - _SHOWN} more"] if len(values) > _SHOWN else []
     verdict = {
         "PASSED": f"passed {', '.join(found.passed)}",
         "FAILED": f"FAILED {', '.join(found.failed)}",
         "WARNED": "no bar was set",
     }[found.word]
-    return f"{run.job.spec.name}: {verdict}; {', '.join([*shown, *more])}"
+    return f"{run.job.spec.name}: {verdict}; {', '.join([*some, *more])}"
 
 
 def to_json(run: Run) -> dict[str, Any] | None:
@@ -80,5 +80,6 @@ def to_json(run: Run) -> dict[str, Any] | None:
     }
 
 
-def _text(value: object) -> str:
-    return value if isinstance(value, str) else canonical.dumps(value).decode()
+def shown(metric: object) -> str:
+    """Return the value of a metric as JSON writes it, and a text as it is."""
+    return metric if isinstance(metric, str) else canonical.dumps(metric).decode()

@@ -45,8 +45,8 @@ def count(number: int, noun: str) -> str:
 def text(value: object, limit: int = 300) -> str:
     """Return somebody else's text so that Markdown shows it and does nothing else with it."""
     shown = re.sub(r"([\\`*_{}\[\]<>()#+!|~&@])", r"\\\1", clean(value, limit))
-    shown = re.sub(r"^(\s*)([-=])", r"\1\\\2", shown)  # a rule, a list, a heading
-    shown = re.sub(r"^(\s*\d+)\.", r"\1\\.", shown)  # a numbered list
+    shown = re.sub(r"^(\s*)([-=])(?=\s|\2|$)", r"\1\\\2", shown)  # a rule, a list, a heading
+    shown = re.sub(r"^(\s*\d+)\.(?=\s|$)", r"\1\\.", shown)  # a numbered list
     shown = re.sub(r"(?i)(www)\.", r"\1\\.", shown)  # a link, as GitHub and others make them
     return shown.replace("://", ":\\//")
 
@@ -63,6 +63,13 @@ def code(value: object) -> str:
     fence = "`" * (longest + 1)
     pad = " " if longest else ""
     return f"{fence}{pad}{shown}{pad}{fence}"
+
+
+def block(lines: str) -> str:
+    """Return lines, each of them clean, as a Markdown block of code, whatever they hold."""
+    longest = max((len(run) for run in re.findall("`+", lines)), default=0)
+    fence = "`" * max(3, longest + 1)
+    return f"{fence}\n{lines}\n{fence}"
 
 
 def key_values(rows: Iterable[Sequence[str]]) -> str:

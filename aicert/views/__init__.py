@@ -5,14 +5,25 @@ in it is what the certificate says; where the certificate was verified just now,
 people say with what result. Each view is a pure function of the two.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
 
 from aicert import canonical, card, dsse, tpm2
 from aicert.certificate import Certificate
 from aicert.verify import Verdict
 
-Make = Callable[[Certificate, Verdict | None], bytes]
+if TYPE_CHECKING:
+    from aicert.lineage import Node
+
+
+class Make(Protocol):
+    """Makes a view of a certificate, of the verdict on it, and of its lineage where it is known."""
+
+    def __call__(
+        self, certificate: Certificate, verdict: Verdict | None, behind: "Node | None" = None, /
+    ) -> bytes:
+        """Return the file."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,13 +35,11 @@ class View:
     make: Make
 
 
-def _dsse(certificate: Certificate, verdict: Verdict | None) -> bytes:
-    del verdict
+def _dsse(certificate: Certificate, *_: object) -> bytes:
     return canonical.dumps(certificate.to_json()["dsseEnvelope"])
 
 
-def _bundle(certificate: Certificate, verdict: Verdict | None) -> bytes:
-    del verdict
+def _bundle(certificate: Certificate, *_: object) -> bytes:
     return canonical.dumps(
         {
             "mediaType": dsse.BUNDLE_TYPE,
@@ -43,33 +52,31 @@ def _bundle(certificate: Certificate, verdict: Verdict | None) -> bytes:
     )
 
 
-def _statement(certificate: Certificate, verdict: Verdict | None) -> bytes:
-    del verdict
+def _statement(certificate: Certificate, *_: object) -> bytes:
     return certificate.payload
 
 
-def _key(certificate: Certificate, verdict: Verdict | None) -> bytes:
-    del verdict
+def _key(certificate: Certificate, *_: object) -> bytes:
     return tpm2.parse_public(certificate.attestation_key.public).pem
 
 
-def _card(certificate: Certificate, verdict: Verdict | None) -> bytes:
-    return card.readme(certificate, verdict).encode()
+def _card(certificate: Certificate, verdict: Verdict | None, behind: "Node | None" = None) -> bytes:
+    return card.readme(certificate, verdict, behind).encode()
 
 
-def _html(certificate: Certificate, verdict: Verdict | None) -> bytes:
+def _html(certificate: Certificate, verdict: Verdict | None, behind: "Node | None" = None) -> bytes:
     from aicert.views import page
 
-    return page.page(certificate, verdict).encode()
+    return page.page(certificate, verdict, behind).encode()
 
 
-def _cyclonedx(certificate: Certificate, verdict: Verdict | None) -> bytes:
+def _cyclonedx(certificate: Certificate, verdict: Verdict | None, *_: object) -> bytes:
     from aicert.views import cyclonedx
 
     return canonical.dumps(cyclonedx.bom(certificate, verdict))
 
 
-def _spdx(certificate: Certificate, verdict: Verdict | None) -> bytes:
+def _spdx(certificate: Certificate, verdict: Verdict | None, *_: object) -> bytes:
     from aicert.views import spdx
 
     return canonical.dumps(spdx.document(certificate, verdict))

@@ -192,6 +192,52 @@
     return letters.length <= 300 ? shown : `${letters.slice(0, 300).join("")}…`;
   };
 
+  // What the page shows, by the names that its elements have in `data-is`.
+  const compareShown = async (events, job, outputs, keyid) => {
+    const of = (type) => events.filter((event) => event.type === type);
+    const [image, start, end] = ["image", "trainingStart", "trainingEnd"].map((type) => of(type)[0]);
+    demand(image && start && end, "the log is not that of a whole run");
+    const said = new Map();
+    const say = (name, ...texts) => said.set(name, texts.join(""));
+    say("name", clean(job.spec.name));
+    if (job.spec.description) say("description", clean(job.spec.description));
+    say("image", `image ${clean(image.reference)}${image.config.sha256}`);
+    for (const [number, input] of of("input").entries()) {
+      const digest = input.sha256 ? input.sha256 : input.root;
+      say(`input ${number}`, `${clean(input.name)} ${clean(input.uri)}${digest}`);
+      if (!input.records) continue;
+      const { count, method } = input.records;
+      say(`records ${number}`, `${count} record${count === 1 ? "" : "s"}, ${method}: each can be proved to be there, and others not`);
+    }
+    for (const [number, input] of job.spec.inputs.filter((one) => one.certificate).entries()) say(`linked ${number}`, input.certificate);
+    if (job.spec.evaluation) say("evaluates", job.spec.inputs.find((one) => one.name === job.spec.evaluation.model).certificate);
+    for (const [number, file] of outputs.files.entries()) say(`file ${number}`, clean(file.path), file.sha256);
+    const metrics = (end.metrics && end.metrics.values) || {};
+    for (const [number, name] of Object.keys(metrics).sort().entries()) {
+      const value = metrics[name];
+      say(`metric ${number}`, clean(name));
+      say(`value ${number}`, clean(typeof value === "string" ? value : JSON.stringify(value)));
+    }
+    say("command", clean(start.command.join(" ")));
+    say("seed", job.spec.seed);
+    say("network", clean(start.network));
+    say("started", job.startedOn);
+    say("finished", outputs.finishedOn);
+    say("run", job.run);
+    say("root", outputs.root);
+    say("key", keyid);
+    demand((await sha256(join(...outputs.files.map((file) => unhex(file.sha256))))) === outputs.root, "the root digest is not that of the files");
+
+    const shown = new Set();
+    for (const { dataset, textContent } of document.querySelectorAll("[data-is]")) {
+      const { is: name } = dataset;
+      shown.add(name);
+      demand(said.get(name) === textContent, `this page shows something that was not measured (${name}): ${textContent.slice(0, 100)}`);
+    }
+    const optional = (name) => /^linked /.test(name) || (/^file /.test(name) && Number(name.slice(5)) >= 200);
+    for (const name of said.keys()) demand(shown.has(name) || optional(name), `this page leaves out what was measured: ${name}`);
+  };
+
   // -- the certificate --------------------------------------------------------------------------
   const check = async () => {
     const raw = bytes($("certificate").textContent.trim());
@@ -249,20 +295,11 @@
     demand(canonical(subject) === canonical(subjects), "the statement names other files than were measured");
     demand(canonical(spec || null) === canonical(job.spec), "the statement names another spec than was measured");
 
-    const measured = new Set();
-    const collect = (value) => {
-      if (value && typeof value === "object") Object.entries(value).forEach((member) => member.forEach(collect));
-      else measured.add(clean(String(value)));
-    };
-    events.forEach(collect);
-    measured.add(clean(job.spec.command.join(" ")));
-    for (const { textContent } of document.querySelectorAll("[data-measured]")) {
-      demand(measured.has(textContent), `this page shows something that was not measured: ${textContent.slice(0, 100)}`);
-    }
+    await compareShown(events, job, outputs, envelope.signatures[0].keyid);
     return outputs.files;
   };
 
-  const say = (target, kind, title, lines = [], note = "") => {
+  const say = (target, kind, title, lines = [], note = "", open = []) => {
     target.className = `result ${kind}`;
     target.replaceChildren();
     const add = (parent, tag, text) => { const e = document.createElement(tag); e.textContent = text; parent.append(e); return e; };
@@ -274,6 +311,12 @@
       target.append(list);
     }
     if (note) add(target, "p", note);
+    if (!open.length) return;
+    add(target, "p", "Not checked here, but by the command:");
+    const list = document.createElement("ul");
+    list.className = "limits";
+    for (const line of open) add(list, "li", line);
+    target.append(list);
   };
 
   let files = null;
@@ -284,11 +327,16 @@
     }
     try {
       files = await check();
-      say($("self"), "good", "This page agrees with the certificate in it.", [
+      say($("self"), "good", "This page agrees with the certificate in it. That is not yet a verdict.", [
         "One key signed the statement and both quotes, in one boot of its TPM.",
-        "The log leads to the PCRs that were quoted; nothing was left out, added or changed.",
-        "Every name and digest shown here was measured.",
-      ], "Not checked here: who vouches for that key. And whoever made this page made this check: for certainty, run the command.");
+        "The log leads to the PCRs that were quoted: no event was left out, added or changed.",
+        "The names, addresses, digests, metrics and the command shown under Details are those of the log.",
+      ], "", [
+        "who vouches for that key: anybody can have a key of their own sign such a record",
+        "how the machine booted, timestamps, your policy, the certificates that this one names",
+        "that the events are all that a run must have, and that nothing else stands in the statement",
+        "that this program is honest: whoever made the page made it too",
+      ]);
     } catch (error) {
       files = null;
       const reason = error instanceof Refused ? error.message : `it cannot be read (${error.message})`;

@@ -32,6 +32,7 @@ pytestmark = [
     pytest.mark.skipif(not (CHROMIUM and DRIVER), reason="chromium is not installed"),
 ]
 
+GOOD_ONE = made()
 GOOD = {"metrics.json": b"{}", "model.safetensors": b"weights"}
 
 
@@ -105,7 +106,7 @@ def put(text: str, data: bytes) -> str:
 
 def bare(text: str) -> str:
     """Make a page say nothing that would have to be measured."""
-    return text.replace(" data-measured>", ">")
+    return re.sub(r' data-is="[^"]*"', "", text)
 
 
 # -- the page checks itself ------------------------------------------------------------------------
@@ -142,8 +143,13 @@ def test_the_page_judges_the_corpus_as_the_verifier_does(
     browser: Browser, case: Path, expect: str
 ) -> None:
     data = (case / "certificate.json").read_bytes()
-    said = browser.show(put(bare(page(made())), data))
-    assert said.startswith("result good" if expect == "verified" else "result bad: REFUSED"), said
+    if expect == "verified":
+        said = browser.show(page(Certificate.parse(data)))
+        assert said.startswith("result good"), said
+    else:
+        said = browser.show(put(bare(page(made())), data))
+        assert said.startswith("result bad: REFUSED")
+        assert "leaves out" not in said  # that alone would refuse a page that shows nothing
 
 
 def edit(change: Callable[[Any], None]) -> bytes:
@@ -194,19 +200,50 @@ def test_a_forged_certificate_is_refused(
 @pytest.mark.parametrize(
     ("old", "new"),
     [
-        (">digits<", ">llama<"),
+        (">digits</h1>", ">llama</h1>"),
         ("model.safetensors</code>", "model.bin</code>"),
         (hashlib.sha256(b"weights").hexdigest() + "</span>", "00" * 32 + "</span>"),
         ("file:train.py</code>", "file:other.py</code>"),
         ("python3 /inputs/code/train.py</code>", "python3 /inputs/code/good.py</code>"),
+        (">0.25</div>", ">0.01</div>"),
+        (">loss</div>", ">gain</div>"),
+        ("2026-05-01T12:02:00Z</div>", "2027-05-01T12:02:00Z</div>"),
+        (">none</div>", ">full</div>"),
+        (GOOD_ONE.keyid, "000b" + "00" * 32),
     ],
 )
 def test_a_page_that_shows_something_else_is_refused(browser: Browser, old: str, new: str) -> None:
-    text = page(made())
+    text = page(GOOD_ONE)
     assert old in text
     said = browser.show(text.replace(old, new))
     assert said.startswith("result bad: REFUSED")
     assert "not measured" in said
+
+
+def test_what_was_measured_must_stand_in_its_own_place(browser: Browser) -> None:
+    """Two digests change places: each of them was measured, and neither for that input."""
+    text = page(GOOD_ONE)
+    for one, two in (("aa" * 32, "dd" * 32), ("file:train.py", "file:data")):
+        swapped = text.replace(one, "~~~~").replace(two, one).replace("~~~~", two)
+        assert swapped != text
+        assert "not measured (input " in browser.show(swapped)
+
+
+@pytest.mark.parametrize("name", ["input 1", "file 0", "value 0", "command", "root"])
+def test_a_page_that_leaves_something_out_is_refused(browser: Browser, name: str) -> None:
+    text = page(GOOD_ONE)
+    assert f' data-is="{name}"' in text
+    said = browser.show(text.replace(f' data-is="{name}"', ""))
+    assert said.startswith("result bad: REFUSED")
+    assert f"leaves out what was measured: {name}" in said
+
+
+def test_a_page_says_what_it_does_not_check(browser: Browser) -> None:
+    said = browser.show(page(GOOD_ONE))
+    assert "not yet a verdict" in said
+    _, _, rest = said.partition("Not checked here, but by the command:")
+    for word in ("who vouches", "booted", "timestamps", "policy", "certificates", "honest"):
+        assert word in rest
 
 
 def test_a_page_with_another_digest_is_refused(browser: Browser) -> None:
@@ -399,7 +436,7 @@ def test_the_page_says_how_much_it_is_worth(tmp_path: Path, worth: str, says: st
     verdict = verified(certificate, tmp_path, worth)
     text = page(certificate, verdict)
     assert says in text
-    assert f'<li class="here">{worth}</li>' in text
+    assert f'<li class="here"><strong>{worth}</strong>' in text
     assert all(limit.replace("'", "&#x27;") in text for limit in verdict.not_proved)
     assert "forger root" in text
     unverified = page(certificate)
