@@ -236,7 +236,7 @@ def show(certificate: str, markdown: bool, as_json: bool) -> None:
 
 
 @main.command()
-@click.argument("certificate", type=_File)
+@click.argument("certificate", type=_Certificate)
 @click.option("--format", "name", help="Which view; all of them if none is named.")
 @click.option("--out", type=click.Path(path_type=Path),
     help="File to write, or folder for all views. A single view goes to standard output without.",
@@ -245,19 +245,35 @@ def show(certificate: str, markdown: bool, as_json: bool) -> None:
 @click.option("--hardware-root", "hardware_roots", multiple=True, type=click.Path(path_type=Path))
 @click.option("--allow-simulated", is_flag=True, help="Accept a software TPM.")
 @click.option("--policy", "policies", multiple=True, type=_File)
+@click.option("--reference", "references", multiple=True, type=_File,
+    help="Signed reference values of a machine image. Repeatable.",
+)  # fmt: skip
+@click.option("--evaluation", "evaluations", multiple=True, type=_Certificate,
+    help="The certificate of an evaluation of this model, to be shown with it. Repeatable.",
+)  # fmt: skip
+@click.option("--recursive", is_flag=True,
+    help="Verify the certificates behind it too, and show the whole lineage.",
+)  # fmt: skip
+@click.option("--from", "places", multiple=True, metavar="PLACE",
+    help="Where those are besides: a file, a folder, or an address in a store. Repeatable.",
+)  # fmt: skip
 def export(
-    certificate: Path,
+    certificate: str,
     name: str | None,
     out: Path | None,
     roots: tuple[Path, ...],
     hardware_roots: tuple[Path, ...],
     allow_simulated: bool,
     policies: tuple[Path, ...],
+    references: tuple[Path, ...],
+    evaluations: tuple[str, ...],
+    recursive: bool,
+    places: tuple[str, ...],
 ) -> None:
     """Write what CERTIFICATE says in the forms that other tools read.
 
-    With --root, --hardware-root, --allow-simulated or --policy the certificate is verified first,
-    and views say with what result. Without, they repeat what it says, and say that.
+    With any option but --format and --out the certificate is verified first, as `aicert verify`
+    does it, and views say with what result. Without, they repeat what it says, and say that.
     """
     from aicert import verify as verifier
     from aicert.certificate import Certificate
@@ -268,14 +284,29 @@ def export(
         raise click.UsageError(f"there is no view {name!r}; there are:\n{known}")
     if name is None and out is None:
         raise click.UsageError("name a view with --format, or a folder for all with --out")
-    data = _read(certificate, False)
-    verdict = None
+    if places and not recursive:
+        raise click.UsageError("--from needs --recursive")
+    data = _read_certificate(certificate, False)
+    evaluated = [_read_certificate(source, False) for source in evaluations]
+    documents = [_read(path, False) for path in references]
+    demanded = (roots, hardware_roots, allow_simulated, policies, references, evaluations)
+    verdict = behind = None
     try:
         parsed = Certificate.parse(data)
-        if roots or hardware_roots or allow_simulated or policies:
+        if recursive or any(demanded):
             policy, trust = _demands(roots, hardware_roots, policies, allow_simulated)
-            verdict = verifier.verify(data, trust=trust, policy=policy)
-        made = {key: VIEWS[key].make(parsed, verdict) for key in ([name] if name else VIEWS)}
+            how: dict[str, Any] = {"trust": trust, "references": documents}
+            verdict = verifier.verify(data, policy=policy, evaluations=evaluated, **how)
+            if recursive:
+                from aicert import lineage
+
+                behind = _lineage(verdict, certificate, places, partial=False, **how)
+                verdict = lineage.said_by(verdict, behind)
+        made = {
+            key: VIEWS[key].make(parsed, verdict, behind) for key in ([name] if name else VIEWS)
+        }
+    except AbsentError as error:
+        _fail(error, False, COULD_NOT_CHECK)
     except Error as error:
         _fail(error, False, REFUSED)
     except ModuleNotFoundError as error:

@@ -228,6 +228,32 @@ def test_the_lineage_is_drawn(store: Path, form: str, expected: str) -> None:
     assert expected in done.output
 
 
+def test_cards_show_the_lineage_and_the_evaluations_that_were_verified(store: Path) -> None:
+    bench = str(store / "certificates" / EVALUATED.digest / "certificate.json")
+    for form, expected in (
+        ("card", ("├─ model0 ← digits", "passed accuracy")),
+        ("html", ("← digits", '<span class="badge good">passed</span>', EVALUATED.digest)),
+    ):
+        done = command(
+            store, "export", "--format", form, "--recursive", "--evaluation", bench, of=TUNED
+        )
+        assert done.exit_code == 0, done.output
+        assert all(text in done.stdout for text in expected)
+        alone = command(store, "export", "--format", form, of=TUNED).stdout
+        assert expected[-1] not in alone
+        assert BASE.digest in alone  # the link stands in the certificate itself
+
+
+def test_a_card_of_a_broken_lineage_is_not_made(store: Path, tmp_path: Path) -> None:
+    (store / "certificates" / BASE.digest / "certificate.json").unlink()
+    out = str(tmp_path / "views")
+    done = command(store, "export", "--out", out, "--recursive", of=TUNED)
+    assert done.exit_code == 3 and "lineage.missing" in done.output
+    assert not Path(out).exists()
+    done = command(store, "export", "--out", out, "--from", out, of=TUNED)
+    assert done.exit_code == 2 and "--recursive" in done.output
+
+
 def test_a_drawing_with_a_gap_says_so(store: Path) -> None:
     (store / "certificates" / BASE.digest / "certificate.json").unlink()
     done = command(store, "lineage")

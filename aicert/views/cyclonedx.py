@@ -4,7 +4,6 @@ Every digest in it was measured. `hashes` holds digests of files; a tree has a r
 no file's, and so is a property. The certificate is the evidence: it is named by its digest.
 """
 
-from collections.abc import Iterator
 from typing import Any
 
 from aicert import __version__
@@ -33,7 +32,7 @@ def bom(certificate: Certificate, verdict: Verdict | None = None) -> dict[str, A
             "tools": {
                 "components": [{"type": "application", "name": "aicert", "version": __version__}]
             },
-            "component": _model(run, inputs, digest, verdict),
+            "component": _made(run, inputs, digest, verdict),
             "properties": _properties(
                 {
                     "aicert:measured": MEASURED,
@@ -44,49 +43,42 @@ def bom(certificate: Certificate, verdict: Verdict | None = None) -> dict[str, A
                 }
             ),
         },
-        "components": [_image(run), *map(_input, inputs)],
+        "components": [_image(run), *(_input(part, run) for part in inputs)],
         "dependencies": [
-            {"ref": "model", "dependsOn": ["image", *(f"input:{p.input.name}" for p in inputs)]}
+            {"ref": _ref(run), "dependsOn": ["image", *(f"input:{p.input.name}" for p in inputs)]}
         ],
         "formulation": [_formula(run, inputs)],
         "declarations": _declarations(run, digest),
     }
 
 
-def _metrics(run: Run, verdict: Verdict | None) -> Iterator[tuple[str, dict[str, Any]]]:
-    if run.end.metrics is not None:
-        yield f"the {kind(run)}", run.end.metrics.values
+def _ref(run: Run) -> str:
+    """Return what the run made, as the document calls it."""
+    return "model" if run.job.spec.evaluation is None else "evaluation"
+
+
+def _metrics(run: Run, verdict: Verdict | None) -> list[dict[str, str]]:
+    """Return what was reported of the model, and by whom."""
+    reported = [] if run.end.metrics is None else [(f"the {kind(run)}", run.end.metrics.values)]
     for one in () if verdict is None else verdict.evaluations:
         assert one.run.end.metrics is not None  # the log's grammar
         name = f"{one.run.job.spec.name}, certified by sha256:{one.certificate_digest}"
-        yield f"the evaluation {name}", one.run.end.metrics.values
-
-
-def _model(run: Run, inputs: list[Part], digest: str, verdict: Verdict | None) -> dict[str, Any]:
-    spec, outputs = run.job.spec, run.outputs.manifest
-    card: dict[str, Any] = {
-        "modelParameters": {
-            "datasets": [{"ref": f"input:{p.input.name}"} for p in inputs if p.role == "data"]
-        }
-    }
-    metrics = [
+        reported.append((f"the evaluation {name}", one.run.end.metrics.values))
+    return [
         {"type": name, "value": str(value), "slice": f"as reported by {whose}"}
-        for whose, reported in _metrics(run, verdict)
-        for name, value in reported.items()
+        for whose, values in reported
+        for name, value in values.items()
     ]
-    if metrics:
-        card["quantitativeAnalysis"] = {"performanceMetrics": metrics}
-    if verdict is not None:
-        card["considerations"] = {
-            "technicalLimitations": [f"not proved: {limit}" for limit in verdict.not_proved]
-        }
-    return {
-        "type": "machine-learning-model",
-        "bom-ref": "model",
+
+
+def _made(run: Run, inputs: list[Part], digest: str, verdict: Verdict | None) -> dict[str, Any]:
+    """What the run made: a model; or, of an evaluation, its results."""
+    spec, outputs = run.job.spec, run.outputs.manifest
+    made: dict[str, Any] = {
+        "bom-ref": _ref(run),
         "name": spec.name,
         "version": run.job.run,
         **({"description": spec.description} if spec.description else {}),
-        "modelCard": card,
         "components": [
             {
                 "type": "file",
@@ -97,15 +89,34 @@ def _model(run: Run, inputs: list[Part], digest: str, verdict: Verdict | None) -
             }
             for file in outputs.files
         ],
-        "externalReferences": [
-            {
-                "type": "attestation",
-                "url": certificate_uri(digest),
-                "comment": "the AI certificate (application/vnd.aicert.certificate.v1+json)",
-                "hashes": _hashes(digest),
-            }
-        ],
+        "externalReferences": [_attestation(digest)],
         "properties": _properties({"aicert:root": outputs.root, "aicert:manifest": outputs.digest}),
+    }
+    if spec.evaluation is not None:
+        about = {"type": "other", "name": "the results of an evaluation"}
+        return {"type": "data", **made, "data": [about]}
+    card: dict[str, Any] = {
+        "modelParameters": {
+            "datasets": [{"ref": f"input:{p.input.name}"} for p in inputs if p.role == "data"]
+        }
+    }
+    if metrics := _metrics(run, verdict):
+        card["quantitativeAnalysis"] = {"performanceMetrics": metrics}
+    if verdict is not None:
+        card["considerations"] = {
+            "technicalLimitations": [f"not proved: {limit}" for limit in verdict.not_proved]
+        }
+    ancestors = [_named(part) for part in inputs if part.role == "model"]
+    pedigree = {"pedigree": {"ancestors": ancestors}} if ancestors else {}
+    return {"type": "machine-learning-model", **made, "modelCard": card, **pedigree}
+
+
+def _attestation(digest: str) -> dict[str, Any]:
+    return {
+        "type": "attestation",
+        "url": certificate_uri(digest),
+        "comment": "the AI certificate (application/vnd.aicert.certificate.v1+json)",
+        "hashes": _hashes(digest),
     }
 
 
@@ -127,9 +138,23 @@ def _image(run: Run) -> dict[str, Any]:
     }
 
 
-def _input(part: Part) -> dict[str, Any]:
+def _named(part: Part) -> dict[str, Any]:
+    """Name an input, and what vouches for it."""
     item = part.input
-    kind = "source-code" if part.role == "code" else "dataset"
+    outside = [{"type": "source-distribution", "url": uri(item.uri)}]
+    if part.certificate is not None:
+        outside.append(_attestation(part.certificate))
+    return {
+        "type": "machine-learning-model" if part.role == "model" else "data",
+        "name": item.name,
+        "version": item.revision or f"sha256:{item.content_digest}",
+        **({} if item.sha256 is None else {"hashes": _hashes(item.sha256)}),
+        "externalReferences": outside,
+    }
+
+
+def _input(part: Part, run: Run) -> dict[str, Any]:
+    item = part.input
     known = {
         "aicert:kind": item.kind,
         "aicert:files": item.files,
@@ -146,21 +171,25 @@ def _input(part: Part) -> dict[str, Any]:
             else {f"aicert:records-{name}": value for name, value in item.records.to_json().items()}
         ),
     }
-    return {
-        "type": "data",
+    described = {
+        **_named(part),
         "bom-ref": f"input:{item.name}",
-        "name": item.name,
-        "version": item.revision or f"sha256:{item.content_digest}",
-        **({} if item.sha256 is None else {"hashes": _hashes(item.sha256)}),
-        "data": [{"type": kind, "name": item.name, "contents": {"url": uri(item.uri)}}],
-        "externalReferences": [{"type": "source-distribution", "url": uri(item.uri)}],
         "properties": _properties(known),
     }
+    evaluated = run.job.spec.evaluation and run.job.spec.evaluation.model
+    if item.name == evaluated and (metrics := _metrics(run, None)):
+        described["modelCard"] = {"quantitativeAnalysis": {"performanceMetrics": metrics}}
+    elif part.role != "model":
+        what = "source-code" if part.role == "code" else "dataset"
+        contents = {"url": uri(item.uri)}
+        described["data"] = [{"type": what, "name": item.name, "contents": contents}]
+    return described
 
 
 def _formula(run: Run, inputs: list[Part]) -> dict[str, Any]:
     """How it was made: one workflow, the run, with one task, the container."""
     start = run.start
+    task = "build" if run.job.spec.evaluation is None else "test"
     used = [{"resource": {"ref": f"input:{part.input.name}"}} for part in inputs]
     parameters: list[dict[str, Any]] = [
         {"name": "seed", "value": str(run.job.spec.seed)},
@@ -172,8 +201,8 @@ def _formula(run: Run, inputs: list[Part]) -> dict[str, Any]:
             {
                 "bom-ref": "workflow",
                 "uid": run.job.run,
-                "name": "training",
-                "taskTypes": ["build"],
+                "name": kind(run),
+                "taskTypes": [task],
                 "timeStart": format_time(run.job.started_on),
                 "timeEnd": format_time(run.outputs.finished_on),
                 "tasks": [
@@ -181,7 +210,7 @@ def _formula(run: Run, inputs: list[Part]) -> dict[str, Any]:
                         "bom-ref": "task",
                         "uid": f"{run.job.run}/train",
                         "name": "train",
-                        "taskTypes": ["build"],
+                        "taskTypes": [task],
                         "steps": [{"commands": [{"executed": _command(start.command)}]}],
                         "inputs": [
                             {"resource": {"ref": "image"}},
@@ -194,7 +223,7 @@ def _formula(run: Run, inputs: list[Part]) -> dict[str, Any]:
                                 ]
                             },
                         ],
-                        "outputs": [{"type": "artifact", "resource": {"ref": "model"}}],
+                        "outputs": [{"type": "artifact", "resource": {"ref": _ref(run)}}],
                         "properties": _properties(
                             {"aicert:user": start.user, "aicert:network": start.network}
                         ),
@@ -210,7 +239,7 @@ def _declarations(run: Run, digest: str) -> dict[str, Any]:
         "claims": [
             {
                 "bom-ref": "claim",
-                "target": "model",
+                "target": _ref(run),
                 "predicate": "These files are the outputs of a run of this command, in this image, "
                 "on these inputs.",
                 "reasoning": "A TPM measured each step and signed the record. The certificate "

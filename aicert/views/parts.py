@@ -8,34 +8,48 @@ from urllib.parse import quote
 from aicert.events import Input
 from aicert.log import Run
 
-Role = Literal["code", "data"]
+Role = Literal["code", "data", "model"]
 
 _IPV6 = re.compile(r"[a-z][a-z0-9+.-]*://\[[0-9a-fA-F:.]+\]")
 _PERCENT = re.compile(r"%(?![0-9a-fA-F]{2})")
+_CODE = re.compile(r"^git\+|\.(?:py|ipynb|sh|jl|[rR]|lua|js|ts|c|cc|cpp|cu|go|rs|java)(?:[@?#]|$)")
+_MODEL = re.compile(r"^hf://(?!datasets/)")
 
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """An input and its role, which follows from the command."""
+    """An input, its role, and the digest of its certificate (hex), where it is linked to one."""
 
     input: Input
     target: str
     role: Role
+    certificate: str | None
 
 
 def parts(run: Run) -> list[Part]:
-    """Return the inputs with their roles: code where the command names a path in it, else data.
+    """Return the inputs with their roles, which are told from what was measured, and guessed.
 
-    The command was measured, so the role is not what somebody declared; but a program may load
-    code from anywhere, so it is not what anybody measured either.
+    A model is what is evaluated, what is certified, and what comes from a model repository. Code is
+    what comes from git or has a program's name, and the input with the first path that the command
+    names. Data is all else.
     """
+    asked = run.job.spec.inputs
+    evaluated = run.job.spec.evaluation and run.job.spec.evaluation.model
+    named = (
+        item.name
+        for word in run.start.command
+        for item in asked
+        if word == item.target or word.startswith(f"{item.target}/")
+    )
+    first = next(named, None)
     found = []
-    for asked, got in zip(run.job.spec.inputs, run.inputs, strict=True):
-        named = any(
-            word == asked.target or word.startswith(f"{asked.target}/")
-            for word in run.start.command
-        )
-        found.append(Part(got, asked.target, "code" if named else "data"))
+    for item, got in zip(asked, run.inputs, strict=True):
+        role: Role = "data"
+        if item.certificate or item.name == evaluated or _MODEL.match(got.uri):
+            role = "model"
+        elif item.name == first or _CODE.search(got.uri):
+            role = "code"
+        found.append(Part(got, item.target, role, item.certificate))
     return found
 
 
@@ -55,8 +69,8 @@ def uri(text: str) -> str:
 
 DECLARED = (
     "the name and description, and which inputs were chosen, are the builder's words; metrics are "
-    "what the training reported; times are the machine's clock; whether an input is code or data "
-    "is inferred from the command"
+    "what the training reported; times are the machine's clock; whether an input is code, data or "
+    "a model is inferred from its address, the command and its certificate"
 )
 """What a bill of materials holds that nobody measured."""
 

@@ -71,13 +71,14 @@ class _Graph:
             contentType="application/vnd.aicert.certificate.v1+json",
             verifiedUsing=_hashes(digest),
         )
-        model = self._model(verdict)
+        trained = run.job.spec.evaluation is None
+        made = self._model(verdict) if trained else self._results()
         files = [
             self.add(
                 "software_File",
                 f"output-{number}",
                 name=file.path,
-                software_primaryPurpose="model",
+                software_primaryPurpose="model" if trained else "test",
                 verifiedUsing=_hashes(file.sha256),
             )
             for number, file in enumerate(run.outputs.manifest.files)
@@ -93,20 +94,24 @@ class _Graph:
         )
         inputs = parts(run)
         added = [(part, self._input(part)) for part in inputs]
+        models = {part.input.name: name for part, name in added if part.role == "model"}
+        data = [name for part, name in added if part.role == "data"]
         build = self._build()
-        self.relate("hasEvidence", "evidence", model, [evidence])
-        self.relate("contains", "files", model, files)
-        self.relate(
-            "trainedOn", "data", model, [name for part, name in added if part.role == "data"]
-        )
+        self.relate("hasEvidence", "evidence", made, [evidence])
+        self.relate("contains", "files", made, files)
+        if run.job.spec.evaluation is None:
+            self.relate("trainedOn", "data", made, data)
+            self.relate("descendantOf", "models", made, [*models.values()])
+        else:
+            self.relate("testedOn", "data", models[run.job.spec.evaluation.model], data)
         self.relate("hasInput", "inputs", build, [image, *(name for _, name in added)])
-        self.relate("hasOutput", "outputs", build, [model])
+        self.relate("hasOutput", "outputs", build, [made])
         everything = [item["spdxId"] for item in self.elements if "spdxId" in item]
         bom = self.add(
             "software_Sbom",
             "bom",
             software_sbomType=["build"],
-            rootElement=[model],
+            rootElement=[made],
             element=everything,
         )
         self.add(
@@ -124,8 +129,14 @@ class _Graph:
         fields: dict[str, Any] = {}
         if run.job.spec.description:
             fields["description"] = run.job.spec.description
-        if metrics:
-            fields["ai_metric"] = _entries(metrics)
+        reported = _entries(metrics)
+        for one in () if verdict is None else verdict.evaluations:
+            assert one.run.end.metrics is not None  # the log's grammar
+            whose = f"evaluation {one.run.job.spec.name}, sha256:{one.certificate_digest}"
+            values = one.run.end.metrics.values
+            reported += _entries({f"{name} ({whose})": got for name, got in values.items()})
+        if reported:
+            fields["ai_metric"] = reported
         if verdict is not None:
             fields["ai_limitation"] = "; ".join(
                 f"not proved: {limit}" for limit in verdict.not_proved
@@ -144,8 +155,25 @@ class _Graph:
                 f"{run.start.network})"
             ),
             comment=f"Root digest of the files (OpenSSF Model Signing v1): "
-            f"sha256:{run.outputs.manifest.root}. Metrics are what the training reported.",
+            f"sha256:{run.outputs.manifest.root}. Metrics are what the training reported, or the "
+            "evaluation that they name.",
             **fields,
+        )
+
+    def _results(self) -> str:
+        """What an evaluation made: no model, but what is known of one."""
+        run = self._run
+        about = {"description": run.job.spec.description} if run.job.spec.description else {}
+        return self.add(
+            "software_Package",
+            "results",
+            name=run.job.spec.name,
+            software_packageVersion=run.job.run,
+            software_primaryPurpose="test",
+            software_downloadLocation=self._base,
+            comment="The results of an evaluation. Root digest of the files (OpenSSF Model "
+            f"Signing v1): sha256:{run.outputs.manifest.root}.",
+            **about,
         )
 
     def _input(self, part: Part) -> str:
@@ -159,28 +187,50 @@ class _Graph:
         }
         if item.sha256 is not None:
             common["verifiedUsing"] = _hashes(item.sha256)
+        name = f"input-{item.name}"
+        fetched = format_time(self._run.job.started_on)
         if part.role == "code":
-            return self.add(
-                "software_Package",
-                f"input-{item.name}",
-                software_primaryPurpose="source",
+            self.add("software_Package", name, software_primaryPurpose="source", **common)
+        elif part.role == "model":
+            common["comment"] += " releaseTime is not known; the time of the run stands for it."
+            evaluated = self._run.job.spec.evaluation
+            if evaluated is not None and item.name == evaluated.model and self._run.end.metrics:
+                common["ai_metric"] = _entries(self._run.end.metrics.values)
+            self.add(
+                "ai_AIPackage",
+                name,
+                software_primaryPurpose="model",
+                releaseTime=fetched,
+                suppliedBy=NO_ASSERTION,
                 **common,
             )
-        common["comment"] += (
-            " builtTime and releaseTime are not known; the time of the run stands for them."
-        )
-        fetched = format_time(self._run.job.started_on)
-        return self.add(
-            "dataset_DatasetPackage",
-            f"input-{item.name}",
-            software_primaryPurpose="data",
-            dataset_datasetType=["noAssertion"],
-            dataset_datasetSize=item.size,
-            builtTime=fetched,
-            releaseTime=fetched,
-            originatedBy=[NO_ASSERTION],
-            **common,
-        )
+        else:
+            common["comment"] += (
+                " builtTime and releaseTime are not known; the time of the run stands for them."
+            )
+            self.add(
+                "dataset_DatasetPackage",
+                name,
+                software_primaryPurpose="data",
+                dataset_datasetType=["noAssertion"],
+                dataset_datasetSize=item.size,
+                builtTime=fetched,
+                releaseTime=fetched,
+                originatedBy=[NO_ASSERTION],
+                **common,
+            )
+        added = f"{self._base}#{name}"
+        if part.certificate is not None:
+            certificate = self.add(
+                "software_File",
+                f"certificate-{item.name}",
+                name=f"certificate of {item.name}",
+                software_primaryPurpose="evidence",
+                contentType="application/vnd.aicert.certificate.v1+json",
+                verifiedUsing=_hashes(part.certificate),
+            )
+            self.relate("hasEvidence", f"evidence-{item.name}", added, [certificate])
+        return added
 
     def _build(self) -> str:
         run = self._run

@@ -2,6 +2,7 @@
 
 import json
 import re
+from dataclasses import replace
 from io import BytesIO
 from typing import Any
 
@@ -15,12 +16,17 @@ from aicert.certificate import Certificate
 from aicert.log import parse_run
 from aicert.views import VIEWS
 from aicert.views.parts import parts, uri
-from tests.support.forger import RECORDS, committing, run_events
+from tests.support.forger import RECORDS, Forger, committing, run_events
+from tests.support.linked import BAR, child
 from tests.support.views import digests, hostile, leaf, made
 
 RECORDED = made(events=committing(run_events(), "lines", RECORDS))
+MAKER = Forger()
+BASE = MAKER.certificate()
+TUNED = child([BASE], MAKER, name="tuned").certificate()
+EVALUATED = child([TUNED], MAKER, bar=BAR, metrics={"accuracy": 0.97}, name="bench").certificate()
 CERTIFICATES = pytest.mark.parametrize(
-    "certificate", [made(), made(kind="rsa"), hostile(), RECORDED]
+    "certificate", [made(), made(kind="rsa"), hostile(), RECORDED, TUNED, EVALUATED]
 )
 
 
@@ -83,8 +89,9 @@ def test_spdx_accepts_the_document(certificate: Certificate) -> None:
         "https://spdx.org/rdf/3.0.1/terms/Core/NoAssertionElement"
     }
     assert len(json.loads(written(found))["@graph"]) == len(spdx(certificate)["@graph"])
-    (model,) = found.foreach_type(spdx3.ai_AIPackage)
-    assert model.name == "digits"
+    names = [model.name for model in found.foreach_type(spdx3.ai_AIPackage)]
+    expected = {TUNED.digest: ["tuned", "model0"], EVALUATED.digest: ["model0"]}
+    assert names == expected.get(certificate.digest, ["digits"])
     assert [data.name for data in found.foreach_type(spdx3.dataset_DatasetPackage)] == ["data"]
 
 
@@ -133,9 +140,65 @@ def test_a_bom_says_what_is_only_declared(view: str) -> None:
     assert "verify the certificate" in text
 
 
-def test_a_program_is_code_and_the_rest_is_data() -> None:
-    roles = {part.input.name: part.role for part in parts(parse_run(made().records))}
-    assert roles == {"code": "code", "data": "data"}
+def test_a_base_model_is_a_model_with_a_certificate_and_no_data_set() -> None:
+    bom = cyclonedx(TUNED)
+    (base,) = [item for item in bom["components"] if item["name"] == "model0"]
+    assert base["type"] == "machine-learning-model" and "data" not in base
+    (ancestor,) = bom["metadata"]["component"]["pedigree"]["ancestors"]
+    for item in (base, ancestor):
+        attested = [x for x in item["externalReferences"] if x["type"] == "attestation"]
+        assert [x["hashes"][0]["content"] for x in attested] == [BASE.digest]
+    card = bom["metadata"]["component"]["modelCard"]["modelParameters"]
+    assert [x["ref"] for x in card["datasets"]] == ["input:data"]
+    graph = spdx(TUNED)["@graph"]
+    assert related(graph, "trainedOn") == [("model", ["input-data"])]
+    assert related(graph, "descendantOf") == [("model", ["input-model0"])]
+    assert ("input-model0", ["certificate-model0"]) in related(graph, "hasEvidence")
+
+
+def test_the_results_of_an_evaluation_are_no_model_but_tell_of_one() -> None:
+    bom = cyclonedx(EVALUATED)
+    assert bom["metadata"]["component"]["type"] == "data"
+    (model,) = [item for item in bom["components"] if item["type"] == "machine-learning-model"]
+    (metric,) = model["modelCard"]["quantitativeAnalysis"]["performanceMetrics"]
+    assert (metric["type"], metric["value"]) == ("accuracy", "0.97")
+    assert "evaluation" in metric["slice"]
+    graph = spdx(EVALUATED)["@graph"]
+    assert related(graph, "trainedOn") == []
+    assert related(graph, "testedOn") == [("input-model0", ["input-data"])]
+    (package,) = [item for item in graph if item["type"] == "ai_AIPackage"]
+    assert [(x["key"], x["value"]) for x in package["ai_metric"]] == [("accuracy", "0.97")]
+
+
+def related(graph: list[dict[str, Any]], kind: str) -> list[tuple[str, list[str]]]:
+    """Return the relations of a kind, by the last part of each name."""
+    return [
+        (item["from"].partition("#")[2], [to.partition("#")[2] for to in item["to"]])
+        for item in graph
+        if item["type"] == "Relationship" and item["relationshipType"] == kind
+    ]
+
+
+@pytest.mark.parametrize(
+    ("uri", "command", "role"),
+    [
+        ("file:train.py", "python3 /inputs/code/train.py", "code"),
+        ("file:program", "/inputs/code", "code"),
+        ("git+https://x/y", "sh", "code"),
+        ("file:notes.txt", "sh", "data"),
+        ("file:data.csv", "python3 /inputs/data/x.py --more /inputs/code/data.csv", "data"),
+        ("hf://owner/model", "sh -c /inputs/code/x", "model"),
+        ("hf://datasets/owner/set", "sh", "data"),
+    ],
+)
+def test_what_an_input_is_follows_from_its_address_and_the_command(
+    uri: str, command: str, role: str
+) -> None:
+    run = parse_run(made().records)
+    code, data = run.inputs
+    start = replace(run.start, command=tuple(command.split()))
+    run = replace(run, inputs=(replace(code, uri=uri), data), start=start)
+    assert parts(run)[0].role == role
 
 
 def test_a_hostile_address_becomes_a_uri() -> None:

@@ -12,15 +12,21 @@ from click.testing import CliRunner, Result
 from cryptography.hazmat.primitives.serialization import load_pem_public_key
 from google.protobuf import json_format
 from in_toto_attestation.predicates.provenance.v1 import provenance_pb2
+from in_toto_attestation.predicates.test_result.v0 import test_result_pb2
 from in_toto_attestation.v1 import statement_pb2
 from in_toto_attestation.v1.statement import Statement
 from securesystemslib.dsse import Envelope
 from securesystemslib.signer import SSlibKey
 from sigstore_models.bundle.v1 import Bundle
 
+from aicert import reproduction
 from aicert.certificate import Certificate
 from aicert.cli import main
+from aicert.reproduction import FileOutcome, Reproduction
+from aicert.tensors import Tolerance
 from aicert.views import VIEWS
+from tests.support.forger import Forger
+from tests.support.linked import BAR, child
 from tests.support.views import hostile, made
 
 ROOT = Path(__file__).parents[2]
@@ -54,6 +60,32 @@ def test_in_toto_and_slsa_accept_the_statement(certificate: Certificate) -> None
     predicate["buildDefinition"]["more"] = 1
     with pytest.raises(json_format.ParseError):
         json_format.ParseDict(predicate, provenance_pb2.Provenance())
+
+
+@pytest.mark.parametrize("bar", [BAR, {}])
+def test_in_toto_accepts_the_statement_of_an_evaluation(bar: Any) -> None:
+    made = child([Forger().certificate()], bar=bar, metrics={"accuracy": 0.95}).certificate()
+    accepts_test_result(json.loads(view("statement", made)))
+
+
+@pytest.mark.parametrize("outcome", ["equal", "within", "different", "missing", "added", "ignored"])
+def test_in_toto_accepts_the_statement_of_a_reproduction(outcome: Any) -> None:
+    file = FileOutcome("model.safetensors", outcome, "1 of 2 values differ")
+    found = Reproduction("aa" * 32, "bb" * 32, (("x", "cc" * 32),), (file,), Tolerance(1e-6))
+    accepts_test_result(reproduction.statement(found))
+
+
+def accepts_test_result(statement: Any) -> None:
+    """Hold a statement against what in-toto publishes for test results, v0.1."""
+    parsed = json_format.ParseDict(statement, statement_pb2.Statement())
+    Statement.copy_from_pb(parsed).validate()
+    assert statement["predicateType"] == "https://in-toto.io/attestation/test-result/v0.1"
+    predicate = json_format.ParseDict(statement["predicate"], test_result_pb2.TestResult())
+    assert predicate.result in ("PASSED", "WARNED", "FAILED")
+    assert all(item.name and (item.digest or item.uri) for item in predicate.configuration)
+    with pytest.raises(json_format.ParseError):
+        more = {**statement["predicate"], "more": 1}
+        json_format.ParseDict(more, test_result_pb2.TestResult())
 
 
 @CERTIFICATES
