@@ -60,10 +60,12 @@ $(VENV)/ready: pyproject.toml requirements/build.txt requirements/all.txt deploy
 	@touch $@
 
 $(VENV)/ready-test: $(VENV)/ready deployments/setup/packages-test.txt \
-		deployments/setup/packages-image.txt deployments/setup/azurite/package-lock.json
+		deployments/setup/packages-image.txt deployments/setup/azurite/package-lock.json \
+		deployments/setup/docker.sh
 	deployments/setup/system.sh deployments/setup/packages-test.txt \
 		deployments/setup/packages-image.txt
 	deployments/setup/azurite.sh $(VENV)/azurite
+	deployments/setup/docker.sh $(VENV)/docker
 	@touch $@
 
 corpus: setup ## rebuild the conformance corpus (tests/conformance/cases)

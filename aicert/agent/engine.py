@@ -11,6 +11,7 @@ apart from what failed, and everything about the start can be measured before th
 import hashlib
 import json
 import os
+import re
 import selectors
 import shutil
 import subprocess
@@ -32,6 +33,8 @@ USER = "65534:65534"
 
 NETWORK = "none"
 MAX_LOG_BYTES = 256 << 20
+"""How much of what the training prints is kept, hashed and told; what follows is dropped."""
+
 MAX_LINE = 8192
 STOP_SECONDS = 3
 _COMMAND_SECONDS = 600
@@ -61,6 +64,12 @@ class EngineMissingError(EngineError):
     """No container engine is installed."""
 
     code = "container.engine-missing"
+
+
+class VolumesError(EngineError):
+    """The image wants places to write to that the training is not to have."""
+
+    code = "container.volumes"
 
 
 class ImageChangedError(EngineError):
@@ -117,6 +126,12 @@ class CancelledError(TrainingError):
     code = "training.cancelled"
 
 
+class UnwatchedError(TrainingError):
+    """Nobody saw how the training ended, or all that it printed."""
+
+    code = "training.unwatched"
+
+
 @dataclass(frozen=True, slots=True)
 class InputMount:
     """An input's folder, and where it is mounted."""
@@ -152,12 +167,17 @@ class Prepared:
 
 @dataclass(frozen=True, slots=True)
 class ContainerResult:
-    """How a container ended; the log is stdout and stderr as they came, byte for byte."""
+    """How a container ended.
+
+    The log is stdout and stderr as they came, byte for byte, up to `MAX_LOG_BYTES`; `log_cut` tells
+    whether there was more.
+    """
 
     exit_code: int
     duration_milliseconds: int
     log_sha256: str
     log_size: int
+    log_cut: bool
 
 
 class Engine:
@@ -207,6 +227,9 @@ class Engine:
         raise NotImplementedError
 
     def _make_ready(self, container: str, gpus: int) -> None:
+        raise NotImplementedError
+
+    def _entrypoint(self, program: str) -> str:
         raise NotImplementedError
 
     def cleanup(self) -> None:
@@ -274,13 +297,18 @@ class Engine:
         command += ["--mount", f"type=bind,src={spec.outputs},dst=/outputs"]
         for name, value in spec.environment.items():
             command += ["--env", f"{name}={value}"]
-        command += ["--entrypoint", spec.command[0], self._reference(spec.image), *spec.command[1:]]
+        program, *arguments = spec.command
+        if not program:
+            raise _no_program("the command's program is empty")  # engines run the next word then
+        command += ["--entrypoint", self._entrypoint(program)]
+        command += [self._reference(spec.image), *arguments]
         container = self._call(*command, error=StartError)
         try:
             self._make_ready(container, limits.gpus)
         except EngineError as error:
             self._remove(container)
-            if "not found" in (error.got or "") and spec.command[0] in (error.got or ""):
+            got = error.got or ""
+            if "not found" in got and (program in got or "executable file" in got):
                 raise _no_program(spec.command[0]) from error
             raise
         return Prepared(container, spec, devices)
@@ -335,17 +363,30 @@ class Engine:
             self._remove(container)
         if stopped:
             raise self._stop_error(stopped[0], limits, log)
-        code = int(state["ExitCode"])
-        if str(state.get("StartedAt", "")).startswith("0001-") or state.get("Status") in (
+        code, status = int(state["ExitCode"]), state.get("Status")
+        if str(state.get("StartedAt", "")).startswith("0001-") or status in (
             "created",
             "initialized",
         ):
+            if limits.gpus and re.search("gpu|nvidia|cdi", log.tail, re.IGNORECASE):
+                raise _no_gpu(limits.gpus, log.tail)
             raise _no_program(log.tail or prepared.spec.command[0])
+        # A container that still runs has the exit status 0, too; and one may have ended after the
+        # client that brought its output did.
+        if status not in ("exited", "stopped") or (code == 0 and process.returncode != 0):
+            raise UnwatchedError(
+                f"`{self.name} start` ended before the training did, or failed",
+                got=f"status {process.returncode}, the container {status}",
+                expected="status 0, the container exited",
+                advice="something on the machine killed it (for want of memory? look into the "
+                f"kernel log); start a new run{log.last_words}",
+            )
         if code == 127 and not log.size:
             raise _no_program(log.tail or prepared.spec.command[0])
         if state.get("OOMKilled") or out_of_memory.exists():
             raise OutOfMemoryError(
-                "the training was killed because it used more memory than its limit",
+                f"{'the training' if code else 'a process of the training'} was killed because it "
+                "used more memory than its limit",
                 got=f"exit status {code}",
                 expected=f"at most {limits.memory} bytes",
                 advice=f"raise limits.memory, or train in smaller batches{log.last_words}",
@@ -364,7 +405,7 @@ class Engine:
                 expected=0,
                 advice=f"mend the training{log.last_words}",
             )
-        return ContainerResult(code, duration, log.digest, log.size)
+        return ContainerResult(code, duration, log.digest, log.size, log.cut)
 
     def _start_command(self, container: str) -> list[str]:
         return ["start", "--attach", container]
@@ -400,6 +441,10 @@ class Engine:
 
     def _call(self, *arguments: str, error: type[EngineError]) -> str:
         """Run an engine command; return the last line that it printed."""
+        lines = self._lines(*arguments, error=error)
+        return lines[-1].strip() if lines else ""
+
+    def _lines(self, *arguments: str, error: type[EngineError]) -> list[str]:
         try:
             done = subprocess.run(
                 [*self._base(), *arguments],
@@ -418,8 +463,7 @@ class Engine:
                 f"`{self.name} {arguments[0]}` failed",
                 got=text[-1500:] or f"exit status {done.returncode}",
             )
-        lines = done.stdout.decode("utf-8", "replace").strip().splitlines()
-        return lines[-1].strip() if lines else ""
+        return done.stdout.decode("utf-8", "replace").strip().splitlines()
 
     def _try(self, *arguments: str) -> None:
         with suppress(EngineError):
@@ -471,7 +515,18 @@ class Podman(Engine):
             "--image-volume=ignore",
             "--http-proxy=false",
             "--unsetenv-all",
+            # Podman gives a read-only root writable ones here, of any size, unless it is told
+            # something else; what the image holds there is to be seen all the same.
+            *("--tmpfs", "/run:ro,nosuid,nodev"),
+            *("--tmpfs", "/var/tmp:ro,nosuid,nodev"),  # noqa: S108
         ]
+
+    def _remove(self, container: str) -> None:
+        self._try("rm", "--force", "--time", "0", container)
+
+    def _entrypoint(self, program: str) -> str:
+        # Podman takes a text apart that happens to be a list in JSON; a list of one it cannot.
+        return json.dumps([program])
 
     def _gpu_options(self, count: int) -> tuple[list[str], tuple[str, ...]]:
         devices = tuple(f"nvidia.com/gpu={number}" for number in range(count))
@@ -503,7 +558,10 @@ class Podman(Engine):
 
 
 class Docker(Engine):
-    """Docker. Its images lie in the daemon's store, which others may write (threat model)."""
+    """Docker. Its images lie in the daemon's store, which others may write (threat model).
+
+    Its containers are the daemon's children: one outlives an agent that is killed, until `clear`.
+    """
 
     name = "docker"
 
@@ -515,6 +573,7 @@ class Docker(Engine):
         return {**super()._environment(), **passed}
 
     def _version(self) -> str:
+        (self.runtime / self.name).touch()
         try:
             return self._call("version", "--format", "{{.Server.Version}}", error=EngineError)
         except EngineError as error:
@@ -525,6 +584,12 @@ class Docker(Engine):
             ) from error
 
     def _load(self, image: OciImage) -> None:
+        if image.volumes:
+            raise VolumesError(
+                "the image declares volumes, which Docker would make writable",
+                got=", ".join(image.volumes[:20]),
+                advice="build the image without VOLUME, or use podman, which leaves them read-only",
+            )
         archive = self.directory / "image.tar"
         archive.unlink(missing_ok=True)
         command = [
@@ -544,7 +609,10 @@ class Docker(Engine):
         return f"sha256:{image.config_digest}"
 
     def _create_options(self) -> list[str]:
-        return ["--log-driver=none", "--no-healthcheck"]
+        return ["--log-driver=none", "--no-healthcheck", "--label", self._label]
+
+    def _entrypoint(self, program: str) -> str:
+        return program
 
     def _gpu_options(self, count: int) -> tuple[list[str], tuple[str, ...]]:
         if not count:
@@ -557,7 +625,27 @@ class Docker(Engine):
         del container, gpus
 
     def cleanup(self) -> None:
-        """Containers are removed one by one when they end; images stay in the daemon's store."""
+        """Remove this run's containers; images stay in the daemon's store."""
+        filters = ("--filter", f"label={self._label}")
+        with suppress(EngineError):
+            for container in self._lines("ps", "--all", "--quiet", *filters, error=EngineError):
+                self._remove(container)
+
+    @property
+    def _label(self) -> str:
+        return f"aicert={self.runtime.name}"
+
+
+def clear(directory: Path) -> None:
+    """Remove what the engine that kept its state in `directory` has elsewhere.
+
+    Also where its agent was killed; its own folder is left to the caller.
+    """
+    runtime = runtime_folder(directory)
+    if (runtime / Docker.name).exists():
+        with suppress(EngineError):
+            Docker(directory).cleanup()
+    shutil.rmtree(runtime, ignore_errors=True)
 
 
 def _no_program(got: object) -> StartError:
@@ -630,11 +718,11 @@ class _Log:
                     self._tell(name, self._partial[name])
 
     def _take(self, name: str, chunk: bytes, target: IO[bytes]) -> None:
-        if self.size + len(chunk) > MAX_LOG_BYTES:
-            if not self.cut:
-                self.cut = True
-                self._on_line("stderr", f"aicert: the log is cut after {MAX_LOG_BYTES} bytes")
+        if self.cut:
             return
+        room = MAX_LOG_BYTES - self.size
+        self.cut = len(chunk) > room
+        chunk = chunk[:room]
         target.write(chunk)
         self._hash.update(chunk)
         self.size += len(chunk)
@@ -645,6 +733,8 @@ class _Log:
             self._tell(name, rest)
             rest = b""
         self._partial[name] = rest
+        if self.cut:
+            self._on_line("stderr", f"aicert: warning: the log is cut after {self.size} bytes")
 
     def _tell(self, name: str, line: bytes) -> None:
         text = line[:MAX_LINE].decode("utf-8", "replace").rstrip("\r")

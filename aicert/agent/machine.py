@@ -29,7 +29,7 @@ from aicert.agent.azure_machine import CHANNEL, AzureMachine
 from aicert.agent.ca import DevelopmentCa, Enrollment
 from aicert.agent.channel import Attestation, Remote, UnreachableError
 from aicert.agent.client import AgentClient, LostAgentError
-from aicert.agent.engine import RUNTIME, runtime_folder
+from aicert.agent.engine import RUNTIME, clear
 from aicert.agent.processes import await_end
 from aicert.errors import Error
 from aicert.reader import Reader
@@ -66,6 +66,7 @@ _PASSED_ENVIRONMENT = (
     "HF_ENDPOINT",
     "XDG_CACHE_HOME",
     "HOME",
+    "DOCKER_HOST",
     "AICERT_CONTAINERS_CONF",
 )
 
@@ -666,6 +667,6 @@ def _remove(directory: Path) -> bool:
         with suppress(FileNotFoundError):
             function(path)
 
-    shutil.rmtree(runtime_folder(directory / "run" / "engine"), ignore_errors=True)
+    clear(directory / "run" / "engine")
     shutil.rmtree(directory, onerror=thaw)
     return not directory.exists()

@@ -108,6 +108,7 @@ class OciImage:
     layers: tuple[str, ...]
     architecture: str
     environment: Mapping[str, str]
+    volumes: tuple[str, ...]
     size: int
 
 
@@ -319,6 +320,7 @@ def _bring(
         layers=tuple(unpacked),
         architecture=architecture,
         environment=_environment(inner),
+        volumes=_volumes(inner),
         size=sum(layer["size"] for layer in layers),
     )
 
@@ -414,6 +416,16 @@ def _environment(config: Reader | None) -> dict[str, str]:
         return {}
     pairs = [item.partition("=") for item in config.texts("Env", max_items=256, max_length=32768)]
     return {name: value for name, _, value in pairs}
+
+
+def _volumes(config: Reader | None) -> tuple[str, ...]:
+    """Return the places that the image wants to be writable."""
+    if config is None or not config.has("Volumes") or config.null("Volumes"):
+        return ()
+    found = config.raw("Volumes")
+    if type(found) is not dict:
+        raise ImageUnsupportedError("the image's volumes are no object", got=type(found).__name__)
+    return tuple(sorted(found))
 
 
 def _json(data: bytes) -> Any:

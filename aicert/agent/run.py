@@ -332,6 +332,8 @@ class Run:
         metrics, warning = self._read_metrics(spec.metrics)
         if warning is not None:
             emit({"type": "log", "stream": "stderr", "line": f"aicert: warning: {warning}"})
+        elif result.log_cut:
+            warning = f"the log is cut after {result.log_size} bytes"
         if spec.evaluation is not None and metrics is None:
             raise OutputsError(
                 "the evaluation reported no metrics",

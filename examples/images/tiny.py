@@ -10,7 +10,7 @@ from examples.images import layout
 
 APPLETS = ("sh", "cat", "cp", "dd", "env", "false", "head", "id", "ifconfig", "ls", "mkdir", "mv",
            "printf", "sha256sum", "sleep", "sort", "touch", "true", "wc", "yes", "ln", "rm",
-           "chmod", "grep")  # fmt: skip
+           "chmod", "grep", "[")  # fmt: skip
 
 
 def build(into: Path) -> str:
@@ -25,7 +25,7 @@ def build(into: Path) -> str:
     with tarfile.open(archive, "w", format=tarfile.PAX_FORMAT) as tar:
         for folder in ("bin", "inputs", "outputs", "tmp", "dev", "proc", "sys", "etc"):
             entry = tarfile.TarInfo(folder)
-            entry.type, entry.mode = tarfile.DIRTYPE, 0o755
+            entry.type, entry.mode = tarfile.DIRTYPE, 0o1777 if folder == "tmp" else 0o755
             tar.addfile(entry)
         program = tarfile.TarInfo("bin/busybox")
         program.size, program.mode = len(busybox), 0o755

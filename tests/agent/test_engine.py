@@ -1,4 +1,7 @@
-"""The container: what it cannot do, and how each way to fail is told apart. Podman really runs."""
+"""The container: what it cannot do, and how each way to fail is told apart.
+
+Podman and Docker really run, and have to do the same.
+"""
 
 import os
 import shutil
@@ -8,6 +11,8 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +23,8 @@ from aicert.agent.engine import ContainerResult, ContainerSpec, Engine, InputMou
 from aicert.agent.oci import OciImage, acquire
 from aicert.events import Limits
 from examples.images import tiny
+from tests.support import docker
+from tests.support.pipeline import descendants
 
 pytestmark = pytest.mark.skipif(
     os.geteuid() != 0, reason="containers with limits need root: run the tests as root"
@@ -32,16 +39,21 @@ LIMITS: dict[str, Any] = {
 class Box:
     """An engine with the tiny image loaded, and a place for inputs and outputs."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, engine: str = "podman") -> None:
         tiny.build(folder / "tiny")
         self.folder = folder
         self.image: OciImage = acquire(f"oci:{folder}/tiny", base=None, into=folder / "image")
-        self.engine = Engine.detect(folder / "engine", prefer="podman")
+        self.engine = Engine.detect(folder / "engine", prefer=engine)
         self.engine.load(self.image)
         self.lines: list[tuple[str, str]] = []
         self.cancelled = threading.Event()
 
-    def run(self, script: str | list[str], **limits: Any) -> ContainerResult:
+    def run(
+        self,
+        script: str | list[str],
+        on_line: Callable[[str, str], None] = lambda stream, line: None,
+        **limits: Any,
+    ) -> ContainerResult:
         inputs, outputs = self.folder / "in", self.folder / "out"
         for path in (inputs, outputs):
             path.mkdir(exist_ok=True)
@@ -57,25 +69,43 @@ class Box:
             log=self.folder / "log",
         )
         self.lines = []
-        return self.engine.run(
-            self.engine.prepare(spec),
-            lambda stream, line: self.lines.append((stream, line)),
-            self.cancelled,
-        )
+
+        def hear(stream: str, line: str) -> None:
+            self.lines.append((stream, line))
+            on_line(stream, line)
+
+        return self.engine.run(self.engine.prepare(spec), hear, self.cancelled)
 
     @property
     def out(self) -> str:
         return "\n".join(line for stream, line in self.lines if stream == "stdout")
 
+    def containers(self) -> list[str]:
+        return subprocess.run(
+            [*self.engine._base(), "ps", "--all", "--quiet"],
+            env=self.engine._environment(),
+            capture_output=True,
+            check=True,
+            text=True,
+        ).stdout.split()
 
-@pytest.fixture(scope="module")
-def module_box(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Box]:
+
+@pytest.fixture(
+    scope="module",
+    params=[
+        pytest.param(name, marks=pytest.mark.xdist_group(name)) for name in ("podman", "docker")
+    ],
+)
+def module_box(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Box]:
     # As deep and as odd as a state folder may be.
     folder = tmp_path_factory.mktemp("box") / ".local" / "State folder" / ("x" * 60)
     folder.mkdir(parents=True)
-    box = Box(folder)
-    yield box
-    box.engine.cleanup()
+    with docker.daemon() if request.param == "docker" else nullcontext():
+        box = Box(folder, request.param)
+        yield box
+        box.engine.cleanup()
 
 
 @pytest.fixture
@@ -100,6 +130,16 @@ def test_root_and_inputs_are_read_only_and_outputs_are_not(box: Box) -> None:
     assert all("Read-only file system" in line for line in errors)
     assert (box.folder / "out" / "model").read_text() == "made\n"
     assert (box.folder / "in" / "file").read_text() == "input"
+
+
+def test_nothing_else_can_be_written_to(box: Box) -> None:
+    box.run(
+        "while read device place rest; do"
+        ' if [ -d "$place" ]; then name="$place/x"; else name="$place"; fi;'
+        ' if (: >> "$name") 2>/dev/null; then echo "$place"; fi; done < /proc/mounts'
+    )
+    devices = {line for line in box.out.splitlines() if line.startswith("/proc/")}  # masked files
+    assert {*box.out.splitlines()} - devices == {"/outputs", "/tmp", "/dev/shm", "/dev/mqueue"}
 
 
 def test_it_has_no_capability_and_cannot_gain_one(box: Box) -> None:
@@ -136,6 +176,23 @@ def test_the_log_is_every_byte_that_it_wrote(box: Box) -> None:
     assert ("stderr", "three") in box.lines
 
 
+def test_the_log_is_cut_at_its_limit_and_for_good(
+    box: Box, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(engine, "MAX_LOG_BYTES", 100)
+    # What comes last would fit where what came before did not.
+    result = box.run("printf 1234567890; sleep 1; yes 123456789 | head -n 20; sleep 1; echo end")
+    data = (box.folder / "log").read_bytes()
+    assert data == b"1234567890" + b"123456789\n" * 9
+    assert (result.log_size, result.log_cut) == (100, True)
+    assert box.lines[-1] == ("stderr", "aicert: warning: the log is cut after 100 bytes")
+
+
+def test_a_log_that_just_fits_is_not_cut(box: Box, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(engine, "MAX_LOG_BYTES", 4)
+    assert not box.run("echo 123").log_cut
+
+
 def test_a_line_without_end_is_told_in_bounded_pieces(box: Box) -> None:
     box.run("yes aaaaaaaaaaaaaaa | head -c 200000 | sort -u >/dev/null; head -c 50000 /dev/zero")
     assert max(len(line) for _, line in box.lines) <= engine.MAX_LINE
@@ -164,6 +221,43 @@ def test_each_way_to_fail_has_its_own_error(
         assert "last words" in problem.diagnostics()
 
 
+@pytest.mark.parametrize("seconds", [20, 2], ids=["it-runs-on", "it-ends-well"])
+def test_a_training_that_nobody_watched_to_its_end_has_not_succeeded(
+    box: Box, monkeypatch: pytest.MonkeyPatch, seconds: int
+) -> None:
+    original = box.engine._state
+
+    def later(container: str) -> dict[str, Any]:
+        time.sleep(3 if seconds < 3 else 0)
+        return original(container)
+
+    def kill_client(stream: str, line: str) -> None:
+        (client,) = [p for p in descendants(os.getpid()) if "start --attach" in p.command]
+        os.kill(client.pid, signal.SIGKILL)
+
+    monkeypatch.setattr(box.engine, "_state", later)
+    with pytest.raises(engine.UnwatchedError) as caught:
+        box.run(f"echo begun; sleep {seconds}; echo never told", on_line=kill_client)
+    assert caught.value.advice
+    assert box.containers() == []
+
+
+@pytest.mark.parametrize("program", ["", '["sh", "-c", "echo ran"]'])
+def test_what_is_no_program_is_not_taken_for_one(box: Box, program: str) -> None:
+    with pytest.raises(engine.StartError, match="could not be started"):
+        box.run([program, "sh", "-c", "echo ran"])
+    assert box.out == ""
+
+
+def test_the_program_may_have_an_odd_name(box: Box) -> None:
+    box.run(["[", "-d", "/tmp", "]"])
+
+
+def test_one_process_that_is_killed_for_memory_fails_the_training(box: Box) -> None:
+    with pytest.raises(engine.OutOfMemoryError, match="a process of the training was killed"):
+        box.run("(x=$(yes | head -c 200000000); echo $x); echo survived; exit 0")
+
+
 def test_more_processes_than_the_limit_cannot_be_started(box: Box) -> None:
     with pytest.raises(engine.ExitError):
         box.run("for i in 1 2 3 4 5 6 7 8 9; do sleep 5 & done; wait", pids=4)
@@ -182,20 +276,35 @@ def test_cancelling_stops_it_within_seconds(box: Box) -> None:
 def test_no_container_is_left_after_a_failure(box: Box) -> None:
     with pytest.raises(engine.ExitError):
         box.run("exit 1")
-    listed = subprocess.run(
-        [*box.engine._base(), "ps", "--all", "--quiet"],
-        env=box.engine._environment(),
-        capture_output=True,
-        check=True,
+    assert box.containers() == []
+
+
+def test_a_container_that_its_agent_left_is_cleared_away(box: Box) -> None:
+    outputs = box.folder / "out"
+    outputs.mkdir()
+    command = ContainerSpec(
+        box.image, ["/bin/sleep", "9"], {}, [], outputs, Limits(**LIMITS), box.folder / "log"
     )
-    assert listed.stdout == b""
+    prepared = box.engine.prepare(command)
+    box.engine._call("start", prepared.id, error=engine.EngineError)
+    assert len(box.containers()) == 1
+    box.engine.cleanup()
+    assert box.containers() == []
+    box.engine.load(box.image)
+
+
+def test_an_image_with_volumes_gets_no_place_to_write_to(box: Box) -> None:
+    wanting = replace(box.image, volumes=("/data",))
+    if box.engine.name == "docker":
+        with pytest.raises(engine.VolumesError, match="declares volumes"):
+            box.engine.load(wanting)
+    else:
+        box.engine.load(wanting)  # Podman leaves them as they are in the image: read-only
 
 
 def test_an_engine_that_gives_another_image_is_refused(
     box: Box, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    from dataclasses import replace
-
     lying = replace(box.image, config_digest="00" * 32)
     with pytest.raises(engine.EngineError):
         box.engine.load(lying)
@@ -219,8 +328,8 @@ box.run("echo started; sleep 1000")
 """
 
 
-def alive(text: str) -> list[str]:
-    """The command lines of the processes that mention `text`."""
+def alive(text: str) -> list[tuple[int, str]]:
+    """The processes that mention `text`: their numbers and command lines."""
     found = []
     for path in Path("/proc").glob("[0-9]*/cmdline"):
         try:
@@ -228,7 +337,7 @@ def alive(text: str) -> list[str]:
         except OSError:
             continue
         if text in line:
-            found.append(line)
+            found.append((int(path.parent.name), line))
     return found
 
 
@@ -253,7 +362,7 @@ def test_killing_the_namespace_leaves_no_container_and_no_monitor(tmp_path: Path
     try:
         assert child.stdout is not None
         assert child.stdout.readline() == b"ready\n"
-        assert until(lambda: any("sleep 1000" in line for line in alive("sleep 1000")), 20)
+        assert until(lambda: bool(alive("sleep 1000")), 20)
         assert alive(str(folder))
     finally:
         child.send_signal(signal.SIGKILL)

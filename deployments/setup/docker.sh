@@ -1,0 +1,16 @@
+#!/bin/sh
+# Unpack Debian's Docker for the tests, which start a daemon of their own: installed, it would start
+# one for the whole machine, and change its firewall. Usage: docker.sh FOLDER
+# Without its packages the tests that need it say so and are skipped.
+set -eu
+command -v dockerd >/dev/null && exit 0
+[ -x "$1/usr/sbin/dockerd" ] && exit 0
+rm -rf "$1" && mkdir -p "$1"
+unpack() {
+    (cd "$1" && apt-get download -q docker.io containerd) || return
+    for package in "$1"/*.deb; do
+        dpkg-deb --extract "$package" "$1" || return
+    done
+    rm "$1"/*.deb
+}
+unpack "$1" || echo "Docker could not be unpacked: tests with it will be skipped." >&2
