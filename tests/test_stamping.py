@@ -446,5 +446,5 @@ def test_exit_statuses_tell_refused_from_could_not_check(
     monkeypatch.setitem(__import__("sys").modules, "rfc3161_client", None)
     done = command(server, file, "--out", out, "--replace")
     assert done.exit_code == 3
-    assert "aicert[timestamp]" in done.stderr
+    assert "'.[timestamp]'" in done.stderr
     assert not Path(out).exists()

@@ -671,7 +671,7 @@ def test_a_missing_driver_is_named_with_the_extra_to_install(
     monkeypatch.setattr(fsspec.core, "url_to_fs", missing)
     with pytest.raises(MissingDriverError) as caught:
         Store("s3://bucket/x")
-    assert "aicert[s3]" in (caught.value.advice or "")
+    assert "'.[s3]'" in (caught.value.advice or "")
 
 
 def test_a_store_is_the_same_by_path_and_by_url(tmp_path: Path) -> None:

@@ -103,7 +103,7 @@ def test_a_missing_library_names_its_extra(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setitem(__import__("sys").modules, "s3fs", None)
     with pytest.raises(errors.MissingExtraError) as caught:
         resolve(InputRequest("it", "s3://bucket/key"), base=None)
-    assert "aicert[s3]" in (caught.value.advice or "")
+    assert "'.[s3]'" in (caught.value.advice or "")
 
 
 @pytest.mark.parametrize(
