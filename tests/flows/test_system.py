@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from blocks import HostMachine, LocalMachine, QemuMachine
 from tests.support.installation import Installation, machine_of, run_id, store_of
 from tests.support.pipeline import (
     CERTIFY,
@@ -32,15 +33,52 @@ def test_setting_up_again_changes_nothing_and_keeps_what_an_operator_changed(
     rules = installation.api("automations/filter", {})
     paused = next(rule for rule in rules if rule["name"] == "aicert: clean up after a crash")
     installation.api(f"automations/{paused['id']}", {"enabled": False}, "PATCH")
+    before = installation.api("deployments/name/retrain/retrain")
+    own = {
+        "parameters": {"spec_file": "/srv/ours.yaml", "publish_weights": False},
+        "tags": ["aicert", "team-a", "training"],
+        "concurrency_limit": 3,
+        "paused": True,
+    }
+    deployment = f"deployments/{before['id']}"
+    schedules = f"{deployment}/schedules"
+    installation.api(deployment, own, "PATCH")
+    weekly = {"cron": "0 5 * * 1", "timezone": "Europe/Zurich"}
+    installation.api(f"{schedules}/{before['schedules'][0]['id']}", {"active": True}, "PATCH")
+    installation.api(schedules, [{"schedule": weekly, "parameters": {"spec_file": "/srv/b.yaml"}}])
     try:
         done = installation.command(sys.executable, "deployments/bootstrap.py")
         rules = installation.api("automations/filter", {})
+        after = installation.api("deployments/name/retrain/retrain")
     finally:
         installation.api(f"automations/{paused['id']}", {"enabled": True}, "PATCH")
+        for schedule in installation.api(deployment)["schedules"]:
+            installation.api(f"{schedules}/{schedule['id']}", method="DELETE")
+        names = ("schedule", "active", "slug", "parameters")
+        as_it_was = [{name: item[name] for name in names} for item in before["schedules"]]
+        installation.api(schedules, as_it_was)
+        fields = {name: before[name] for name in ("parameters", "tags", "paused")}
+        installation.api(deployment, {**fields, "concurrency_limit": 1}, "PATCH")
     assert "made" not in done.stdout and "updated" not in done.stdout
-    assert re.search(r"there: 2 +aicert-host", done.stdout)
-    assert "note: nobody is told" in done.stdout and "in memory" not in done.stdout
-    assert [rule["enabled"] for rule in rules if rule["id"] == paused["id"]] == [False]
+    kept = "its own parameters, schedules, paused, tags, concurrency limit kept"
+    assert re.findall(r"kept.*|.*kept", done.stdout) == [
+        f"deployment   there      retrain/retrain: {kept}"
+    ]
+    assert {name: after[name] for name in ("parameters", "tags", "paused")} == {
+        name: own[name] for name in ("parameters", "tags", "paused")
+    }
+    assert after["global_concurrency_limit"]["limit"] == 3
+    nightly, other = sorted(after["schedules"], key=lambda item: not item["slug"])
+    assert (nightly["schedule"]["cron"], nightly["active"]) == ("0 3 * * *", True)
+    assert other["schedule"]["cron"] == "0 5 * * 1" and other["slug"] is None
+    assert other["parameters"] == {"spec_file": "/srv/b.yaml"}
+
+
+def test_every_kind_of_machine_has_a_limit(installation: Installation) -> None:
+    limits = installation.api("v2/concurrency_limits/filter", {})
+    kinds = {block().config().kind for block in (LocalMachine, QemuMachine)}
+    kinds |= {HostMachine(ek_roots=Path("/roots.pem")).config().kind, "azure-host", "azure"}
+    assert {f"aicert-{kind}" for kind in kinds} <= {limit["name"] for limit in limits}
 
 
 def test_a_run_of_the_deployment_is_certified(
@@ -50,7 +88,9 @@ def test_a_run_of_the_deployment_is_certified(
     assert "finished successfully" in done.stdout
     (digest,) = published(tmp_path / "s")
     run = run_id(done)
+    assert installation.api(f"flow_runs/{run}")["name"] == f"tiny-{run[-6:]}"
     message = installation.state(run)["message"]
+    assert f"aicert.run.completed * {message}\n" in done.stdout
     assert message == f"certified: {tmp_path.as_uri()}/s/certificates/{digest}/certificate.json"
     # The deployment publishes the weights unless it is told not to.
     assert (tmp_path / "s" / "certificates" / digest / "weights" / "model.bin").exists()
@@ -68,6 +108,8 @@ def test_a_run_that_fails_says_why_and_the_command_fails(
     assert state_now["type"] == "FAILED"
     assert state_now["message"].startswith("train: ")
     assert "[training.exit]" in state_now["message"] and "nan" in state_now["message"]
+    (said,) = re.findall(r"aicert\.run\.failed \* (.*)", done.stdout)
+    assert said.startswith("train: the training ended with status 3 (training.exit); expected: 0;")
 
 
 def test_a_parameter_that_does_not_fit_is_refused_at_once(installation: Installation) -> None:
