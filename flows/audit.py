@@ -12,7 +12,7 @@ from aicert.agent.audit import Demands, EmptyStoreError, Finding
 from aicert.agent.machine import MachineConfig
 from blocks import AzureBlobStore, FolderStore, FsspecStore, VerificationPolicy
 from flows.certify import failure
-from tasks.reporting import StepError, artifact, failing_as, logger
+from tasks.reporting import StepError, artifact, failing_as, logger, told
 from tasks.words import code, count, key, table, text
 
 SHOWN = 200
@@ -48,7 +48,8 @@ def audit(
                 if store is not None:
                     raise
                 # The one that nobody named, before the first run.
-                return Completed(name="Empty", message=f"nothing is published in {url}")  # type: ignore[return-value]
+                message = f"nothing is published in {url}"
+                return told(Completed(name="Empty", message=message))  # type: ignore[return-value]
     except StepError as error:
         return failure(error)  # type: ignore[return-value]
     bad = [finding for finding in found if finding.error is not None]
@@ -59,10 +60,10 @@ def audit(
     }
     if not bad:
         message = f"all {count(len(found), 'certificate')} verified"
-        return Completed(message=message, data=data)  # type: ignore[return-value]
+        return told(Completed(message=message, data=data))  # type: ignore[return-value]
     lines = [f"{len(bad)} of {count(len(found), 'certificate')} did not verify"]
     lines += [f"  {item.digest}: {item.error.code}" for item in bad[:20] if item.error]
-    return Failed(message="\n".join(lines), data=data)  # type: ignore[return-value]
+    return told(Failed(message="\n".join(lines), data=data))  # type: ignore[return-value]
 
 
 def own_demands() -> Demands:

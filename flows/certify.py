@@ -47,7 +47,7 @@ from tasks.outputs import outputs
 from tasks.provision import provision
 from tasks.publish import publish
 from tasks.quote import quote
-from tasks.reporting import StepError, failing_as, logger, outlive_the_reader
+from tasks.reporting import StepError, failing_as, logger, outlive_the_reader, told
 from tasks.train import train
 from tasks.verify import local_folder, verify
 
@@ -69,8 +69,11 @@ def run_name() -> str:
     elif isinstance(spec, Spec):
         spec = spec.name
     if not spec:
-        path = Path(str(file or "certify"))
-        spec = path.stem if path.stem != "spec" else path.absolute().parent.name
+        path = Path(str(file or "certify")).expanduser()
+        try:
+            spec = specs.load(path).name
+        except Error:  # the run will say so
+            spec = path.stem if path.stem != "spec" else path.absolute().parent.name
     return f"{spec}-{str(runtime.flow_run.id)[-6:]}"
 
 
@@ -183,13 +186,13 @@ def ended(work: Callable[[], dict[str, Any] | State[Any]]) -> Any:
     except StepError as error:
         return failure(error)
     if isinstance(done, State):
-        return done
-    return Completed(message=f"certified: {done['certificate']}", data=done)
+        return told(done)
+    return told(Completed(message=f"certified: {done['certificate']}", data=done))
 
 
 def failure(error: StepError) -> State[Any]:
     """Return the state of a run that failed."""
-    return Failed(message=str(error), data=error.with_traceback(None))
+    return told(Failed(message=str(error), data=error.with_traceback(None)))
 
 
 def choose_spec(

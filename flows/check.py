@@ -16,7 +16,7 @@ from blocks import (
     VerificationPolicy,
 )
 from blocks.checks import Check
-from tasks.reporting import artifact, logger
+from tasks.reporting import artifact, logger, told
 from tasks.words import key, table, text
 
 
@@ -52,5 +52,5 @@ def check(
     data = {"checks": len(found), "failed": [item.name for item in bad]}
     if bad:
         message = "\n".join([summary, *(f"  {item}" for item in bad)])
-        return Failed(message=message, data=data)  # type: ignore[return-value]
-    return Completed(message=summary, data=data)  # type: ignore[return-value]
+        return told(Failed(message=message, data=data))  # type: ignore[return-value]
+    return told(Completed(message=summary, data=data))  # type: ignore[return-value]

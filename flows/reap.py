@@ -12,11 +12,10 @@ from uuid import UUID
 from prefect import flow
 from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.filters import (
-    FlowFilter,
-    FlowFilterName,
     FlowRunFilter,
     FlowRunFilterState,
     FlowRunFilterStateType,
+    FlowRunFilterTags,
 )
 from prefect.client.schemas.objects import FlowRun, State, StateType
 from prefect.exceptions import ObjectNotFound
@@ -27,10 +26,11 @@ from aicert.agent.azure_vm import AzureVms, Owned
 from aicert.agent.machine import FLOW_RUN_TAG, MachineHandle
 from aicert.errors import Error
 from blocks import AnyMachine, LocalMachine
-from tasks.reporting import artifact, logger
+from tasks.reporting import artifact, logger, told
 from tasks.words import count, key, table, text
 
-FLOWS = ["certify", "retrain", "audit", "check"]
+TAG = "aicert"
+"""What every deployment of ours is tagged with, and so its runs."""
 
 
 @flow(name="reap", log_prints=False, persist_result=False)
@@ -88,8 +88,8 @@ def reap(
         artifact(key("reap"), summary, "\n".join(["# Reaped", "", table(("what", "which"), rows)]))
     if left:
         message = f"{summary}; not removed, see the log: {', '.join(left)}"
-        return Failed(message=message, data={"reaped": done})  # type: ignore[return-value]
-    return Completed(message=summary, data={"reaped": done})  # type: ignore[return-value]
+        return told(Failed(message=message, data={"reaped": done}))  # type: ignore[return-value]
+    return told(Completed(message=summary, data={"reaped": done}))  # type: ignore[return-value]
 
 
 def destroyed(handle: MachineHandle) -> bool:
@@ -121,8 +121,7 @@ def _stuck(client: SyncPrefectClient, before: datetime) -> list[FlowRun]:
     """Return the runs that a worker took and never began."""
     pending = FlowRunFilterState(type=FlowRunFilterStateType(any_=[StateType.PENDING]))
     runs = client.read_flow_runs(
-        flow_filter=FlowFilter(name=FlowFilterName(any_=FLOWS)),
-        flow_run_filter=FlowRunFilter(state=pending),
+        flow_run_filter=FlowRunFilter(state=pending, tags=FlowRunFilterTags(all_=[TAG])),
         limit=200,
     )
     return [

@@ -5,6 +5,7 @@ views, and a view must not end a training.
 """
 
 import logging
+import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -13,6 +14,7 @@ from functools import partial
 from typing import Any, Protocol
 from uuid import UUID
 
+from prefect import runtime
 from prefect.artifacts import (
     create_markdown_artifact,
     create_progress_artifact,
@@ -20,6 +22,8 @@ from prefect.artifacts import (
 )
 from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State, TaskRun
+from prefect.events import emit_event
+from prefect.events.worker import EventsWorker
 from prefect.exceptions import MissingContextError
 from prefect.logging import get_logger, get_run_logger
 from prefect.logging.handlers import PrefectConsoleHandler
@@ -179,6 +183,36 @@ def _quietly(write: Callable[[], Any]) -> Any:
     except Exception as error:
         logger().warning("an artifact could not be written: %s: %s", type(error).__name__, error)
         return None
+
+
+# -- how a run ended -----------------------------------------------------------------------------
+
+TOLD = "aicert.run"
+"""The event that tells how a run of ours ended: `aicert.run.completed` or `aicert.run.failed`."""
+
+TOLD_SECONDS = 2.0
+"""How long a run waits for the server to take the event."""
+
+
+def told(state: State[Any]) -> State[Any]:
+    """Tell in an event how a run ends, and return the state in which it does.
+
+    `prefect deployment run --watch` prints events, and of the state no more than its name: so a
+    script's log says where the certificate is, or what went wrong. It reads them until the run has
+    ended; the server should have this one before.
+    """
+    line = "; ".join(" ".join(part.split()) for part in str(state.message or "").splitlines())
+    # Prefect prints the name as markup of `rich`, which would take a code in brackets for a tag.
+    name = clean(line, 1000).replace("[", "(").replace("]", ")")
+    resource = {
+        "prefect.resource.id": f"{TOLD}.{runtime.flow_run.id}",
+        "prefect.resource.name": name,
+    }
+    emit_event(f"{TOLD}.{'completed' if state.is_completed() else 'failed'}", resource)
+    sent = threading.Thread(target=EventsWorker.instance().wait_until_empty, daemon=True)
+    sent.start()
+    sent.join(TOLD_SECONDS)
+    return state
 
 
 # -- what a terminal may want to hear ------------------------------------------------------------

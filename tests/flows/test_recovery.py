@@ -223,6 +223,28 @@ def test_a_run_that_a_dead_worker_had_taken_is_begun_by_another(
     certified(installation, run, tmp_path / "s")
 
 
+def test_the_reaper_knows_the_runs_of_every_deployment(
+    installation: Installation, state: Path
+) -> None:
+    installation.kill("worker")
+    deployments = installation.api("deployments/filter", {})
+    pending = {"type": "PENDING", "name": "Pending"}
+    runs = []
+    for deployment in deployments:
+        needed = deployment["parameter_openapi_schema"].get("required", [])
+        path = f"deployments/{deployment['id']}/create_flow_run"
+        runs.append(
+            installation.api(
+                path, {"state": pending, "parameters": dict.fromkeys(needed, "/nowhere")}
+            )["id"]
+        )
+    assert len(runs) == 7
+    assert reap(installation, state, pending_minutes=0) == "7 things put right"
+    for run in runs:
+        assert installation.state(run)["type"] == "SCHEDULED"
+        installation.api(f"flow_runs/{run}", method="DELETE")
+
+
 # -- the machine ---------------------------------------------------------------------------------
 
 
