@@ -5,6 +5,7 @@ wants goes to standard output, what a person watches to standard error.
 """
 
 import json
+import os
 import shlex
 import sys
 from collections.abc import Callable
@@ -206,6 +207,8 @@ def _ended(
         with Terminal(verbose=verbose) as terminal:
             terminal.waiting("start")
             server = ephemeral.start(state / "prefect")
+            # What a person should see is on the terminal already; the server keeps the rest.
+            os.environ.setdefault("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "CRITICAL")
             from flows import training  # imports Prefect, while the server starts
 
             if server is not None:

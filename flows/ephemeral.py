@@ -56,8 +56,6 @@ class EphemeralServer:
             if name not in common:
                 del os.environ[name]
         os.environ.update(common)
-        # What a person should see is on the terminal already; the server keeps the rest.
-        os.environ.setdefault("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "CRITICAL")
         os.environ["PREFECT_API_URL"] = self.url
         os.environ["PREFECT_API_AUTH_STRING"] = password
         with self._log.open("wb") as log:
