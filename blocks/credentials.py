@@ -3,11 +3,11 @@
 from collections.abc import Mapping
 from typing import Any
 
-from prefect.blocks.core import Block
 from prefect.types import SecretDict
-from pydantic import ConfigDict, Field, field_validator
+from pydantic import Field, field_validator
 
 from aicert.agent.spec import Spec
+from blocks.base import AicertBlock
 from blocks.checks import Check
 
 IMAGE = "image"
@@ -17,7 +17,7 @@ _INPUT_KINDS = ("headers", "storage_options", "token")
 _IMAGE_KINDS = ("password", "username")
 
 
-class InputCredentials(Block):
+class InputCredentials(AicertBlock):
     """Credentials for the inputs of a training, by the names of the inputs.
 
     They are sent to the agent with the step that needs them, and are never measured, logged or
@@ -37,8 +37,6 @@ class InputCredentials(Block):
         credentials = InputCredentials.load("BLOCK_NAME")
         ```
     """
-
-    model_config = ConfigDict(hide_input_in_errors=True)
 
     _block_type_name = "aicert Input Credentials"
     _block_type_slug = "aicert-input-credentials"

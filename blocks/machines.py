@@ -7,8 +7,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Literal, Self
 
-from prefect.blocks.core import Block
-from pydantic import ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
 from aicert import trust
 from aicert.agent import azure_machine, azure_vm, machine, qemu
@@ -17,6 +16,7 @@ from aicert.agent.client import AgentClient
 from aicert.agent.machine import MachineConfig, MachineHandle
 from aicert.errors import Error
 from blocks import checks
+from blocks.base import AicertBlock
 from blocks.checks import Check
 
 _STATE = (
@@ -35,10 +35,8 @@ _OUTLIVE = (
 )
 
 
-class Machine(Block, ABC):
+class Machine(AicertBlock, ABC):
     """Where the agent of a run lives. A run takes a machine of its own and destroys it."""
-
-    model_config = ConfigDict(hide_input_in_errors=True)
 
     @abstractmethod
     def config(self) -> MachineConfig:

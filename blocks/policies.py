@@ -3,16 +3,16 @@
 from collections.abc import Collection
 from pathlib import Path
 
-from prefect.blocks.core import Block
-from pydantic import ConfigDict, Field
+from pydantic import Field
 
 from aicert.agent.audit import Demands
 from aicert.errors import Error
 from aicert.verify import Verdict
+from blocks.base import AicertBlock
 from blocks.checks import Check
 
 
-class VerificationPolicy(Block):
+class VerificationPolicy(AicertBlock):
     """Which roots may vouch for a certificate, and how much it must be worth.
 
     The vendors' roots that aicert pins are always among them. A software TPM is refused unless it
@@ -34,8 +34,6 @@ class VerificationPolicy(Block):
         print(verdict.assurance)
         ```
     """
-
-    model_config = ConfigDict(hide_input_in_errors=True)
 
     _block_type_name = "aicert Verification Policy"
     _block_type_slug = "aicert-verification-policy"

@@ -5,20 +5,18 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any, Self
 
-from prefect.blocks.core import Block
 from prefect.types import SecretDict
-from pydantic import ConfigDict, Field, SecretStr, field_validator, model_validator
+from pydantic import Field, SecretStr, field_validator, model_validator
 
 from aicert.agent import blobs, store
 from aicert.agent.store import Store
 from aicert.errors import Error
+from blocks.base import AicertBlock
 from blocks.checks import Check
 
 
-class CertificateStore(Block, ABC):
+class CertificateStore(AicertBlock, ABC):
     """Where certificates are published. An entry is named by the SHA-256 of its certificate."""
-
-    model_config = ConfigDict(hide_input_in_errors=True)
 
     @abstractmethod
     def source(self) -> tuple[str, dict[str, Any]]:

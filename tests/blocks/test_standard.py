@@ -26,6 +26,13 @@ class TestBlocks(BlockStandardTestSuite):
         assert name.startswith("aicert ")
         assert block.get_block_type_slug() == name.lower().replace(" ", "-")
 
+    def test_the_ui_breaks_the_description_at_paragraphs_alone(self, block: type[Block]) -> None:
+        description = block.get_description() or ""
+        assert description and all(
+            "\n" not in part and part[0].isupper() and part.endswith((".", "`.", ":"))
+            for part in description.split("\n\n")
+        )
+
     def test_the_code_example_is_python(self, block: type[Block]) -> None:
         example = block.get_code_example() or ""
         code = example.partition("```python\n")[2].partition("```")[0]
