@@ -66,7 +66,7 @@ class Error(Exception):
             lines.append(f"  got:      {self.got}")
         if self.advice is not None:
             lines.append(f"  what to do: {self.advice}")
-        return "\n".join(lines)
+        return "\n".join(line.replace("\n", "\n    ") for line in lines)
 
 
 class AbsentError(Error):
