@@ -150,7 +150,9 @@ def push(
     contents = _contents(repository, data, verdict, folder, signature)
 
     library = need("huggingface_hub", "hf")
-    library.constants.HF_HUB_DISABLE_TELEMETRY = True  # nobody is told who pushes with what
+    # Nobody is told who pushes with what. (The package itself does not bring this module.)
+    constants: Any = need("huggingface_hub.constants", "hf")
+    constants.HF_HUB_DISABLE_TELEMETRY = True
     token = token or library.get_token()
     if token is None:
         raise DeniedError(

@@ -68,7 +68,9 @@ class HubSource(Source):
         # Without a token of its own an input is read anonymously: `False` keeps the library from
         # using one that lies about on this machine.
         library = need("huggingface_hub", "hf")
-        library.constants.HF_HUB_DISABLE_TELEMETRY = True  # nobody is told who trains on what
+        # Nobody is told who trains on what. (The package itself does not bring this module.)
+        constants: Any = need("huggingface_hub.constants", "hf")
+        constants.HF_HUB_DISABLE_TELEMETRY = True
         api = library.HfApi(endpoint=endpoint, token=token or False)
         repo_type = "dataset" if prefix else "model"
         where = {"repo_id": name, "repo_type": repo_type}

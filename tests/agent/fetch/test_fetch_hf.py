@@ -6,6 +6,9 @@ tree (in two pages) and resolve, which redirects large files to another host wit
 
 import hashlib
 import json
+import os
+import subprocess
+import sys
 from collections.abc import Iterator
 
 import pytest
@@ -218,3 +221,18 @@ def test_a_hub_that_does_not_answer_is_said_so(
     monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
     with pytest.raises(errors.NetworkError):
         bring("hf://datasets/owner/set")
+
+
+def test_a_process_that_has_imported_nothing_else_of_the_library_can_fetch(hub: Hub) -> None:
+    code = (
+        "from aicert.agent.fetch import InputRequest, resolve;"
+        "print(resolve(InputRequest('it', 'hf://datasets/owner/set'), base=None).revision)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env={**os.environ, "HF_ENDPOINT": hub.web.url},
+        capture_output=True,
+        check=False,
+        text=True,
+    )
+    assert done.stdout.strip() == NEW, done.stderr
