@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
+from threading import Event, Lock
 from typing import Any
 
 from aicert import canonical
@@ -305,6 +306,7 @@ def hash_file(path: Path | str, progress: Callable[[int], None] | None = None) -
 
     Raises:
         LinkError: it is not a regular file.
+        ChangedError: it was written to meanwhile.
         ManifestError: it cannot be read.
     """
     return _hash_open(_open(path), path, progress)
@@ -338,19 +340,32 @@ def _hash_open(
         if not stat.S_ISREG(status.st_mode):
             raise LinkError("this is not a regular file", got=path)
         digest = hashlib.sha256()
-        size = 0
+        size, expected = 0, status.st_size
         # 1 MiB keeps the SHA unit busy; hashlib releases the GIL, so threads scale with the cores.
         # For a small file no more is taken than it needs, and one byte to see it grow.
-        buffer = bytearray(min(status.st_size + 1, _CHUNK))
+        buffer = bytearray(min(expected + 1, _CHUNK))
         view = memoryview(buffer)
-        while count := os.readv(descriptor, [buffer]):
+        # Never further than it was long: a file that grows as fast as it is read has no end.
+        while size <= expected and (count := os.readv(descriptor, [buffer])):
             digest.update(view[:count])
             size += count
             if progress is not None:
                 progress(count)
+            if size == expected and count < len(buffer):
+                break  # more was asked for, and there is none
+        # A small file is one read: there is no time between its first byte and its last.
+        if size != expected or (size >= _CHUNK and _written(descriptor, status)):
+            raise ChangedError("a file changed while it was read", got=path)
+    except OSError as error:
+        raise ManifestError("a file cannot be read", got=f"{path}: {error.strerror}") from error
     finally:
         os.close(descriptor)
     return size, digest.hexdigest()
+
+
+def _written(descriptor: int, before: os.stat_result) -> bool:
+    after = os.fstat(descriptor)
+    return (after.st_size, after.st_mtime_ns) != (before.st_size, before.st_mtime_ns)
 
 
 def scan(
@@ -390,9 +405,6 @@ def hash_files(
             raise ChangedError("a file changed while it was read", got=path)
         return File(path, size, sha256)
 
-    def one(item: tuple[str, int]) -> File:
-        return found(item, hash_file(f"{base}/{item[0]}", progress))
-
     def ahead(items: Iterator[tuple[str, int]]) -> Iterator[File]:
         opened: deque[tuple[tuple[str, int], int]] = deque()
         try:
@@ -409,9 +421,35 @@ def hash_files(
 
     # Large files first, so that the last one does not run alone.
     large = sorted((i for i in listing if i[1] >= _SMALL), key=lambda item: -item[1])
+    waiting, lock, failed = iter(large), Lock(), Event()
+
+    def work() -> list[File]:
+        # Each takes the next one when it is done with the last: a future for each would take more
+        # memory than the manifest.
+        done: list[File] = []
+        try:
+            while not failed.is_set():
+                with lock:
+                    item = next(waiting, None)
+                if item is None:
+                    break
+                done.append(found(item, hash_file(f"{base}/{item[0]}", progress)))
+        except BaseException:
+            failed.set()
+            raise
+        return done
+
     # Small ones take less time to hash than threads to pass the GIL on: this thread does them all,
     # while the system already reads the next ones.
     small = (item for item in listing if item[1] < _SMALL)
-    with ThreadPoolExecutor(jobs or min(16, os.cpu_count() or 1)) as pool:
-        hashed = pool.map(one, large)
-        return Manifest.of([*ahead(small), *hashed])
+    threads = min(jobs or min(16, os.cpu_count() or 1), len(large))
+    if not threads:
+        return Manifest.of(list(ahead(small)))
+    with ThreadPoolExecutor(threads) as pool:
+        hashed = [pool.submit(work) for _ in range(threads)]
+        try:
+            files = list(ahead(small))
+        except BaseException:
+            failed.set()
+            raise
+        return Manifest.of([*files, *(file for future in hashed for file in future.result())])

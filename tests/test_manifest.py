@@ -121,6 +121,48 @@ def test_a_file_that_is_not_its_listed_size_is_refused(tmp_path: Path) -> None:
         manifest.hash_files(tmp_path, [("a", 3)])
 
 
+def test_a_file_that_grows_as_fast_as_it_is_read_is_refused(tmp_path: Path) -> None:
+    _write(tmp_path, {"a": bytes(3 << 20)})
+
+    def grow(count: int) -> None:
+        with (tmp_path / "a").open("ab") as stream:
+            stream.write(bytes(count))
+
+    with pytest.raises(manifest.ChangedError):
+        manifest.hash_file(tmp_path / "a", grow)
+    assert (tmp_path / "a").stat().st_size < 10 << 20
+
+
+def test_a_file_that_is_cut_while_it_is_read_is_refused(tmp_path: Path) -> None:
+    _write(tmp_path, {"a": bytes(3 << 20)})
+    with pytest.raises(manifest.ChangedError):
+        manifest.hash_file(tmp_path / "a", lambda _: os.truncate(tmp_path / "a", 1 << 20))
+
+
+def test_a_file_that_is_written_to_while_it_is_read_is_refused(tmp_path: Path) -> None:
+    _write(tmp_path, {"a": bytes(3 << 20)})
+
+    def write(_: int) -> None:
+        with (tmp_path / "a").open("r+b") as stream:
+            stream.write(b"x")
+
+    with pytest.raises(manifest.ChangedError):
+        manifest.hash_file(tmp_path / "a", write)
+
+
+def test_a_large_file_that_is_refused_ends_the_hashing_of_the_others(tmp_path: Path) -> None:
+    _write(tmp_path, {f"f{i:02}": bytes(1 << 20) for i in range(30)})
+    listing = [(f"f{i:02}", (1 << 20) + (i == 0)) for i in range(30)]
+    seen: list[int] = []
+    with pytest.raises(manifest.ChangedError):
+        manifest.hash_files(tmp_path, listing, jobs=1, progress=seen.append)
+    assert sum(seen) == 1 << 20
+    seen.clear()
+    with pytest.raises(manifest.ManifestError):
+        manifest.hash_files(tmp_path, [*listing[1:], ("gone", 1)], jobs=1, progress=seen.append)
+    assert sum(seen) < 15 << 20
+
+
 def test_a_refused_tree_leaves_no_file_open(tmp_path: Path) -> None:
     _write(tmp_path, {f"f{i:02}": b"x" for i in range(40)})
     listing = [(f"f{i:02}", 1 if i != 7 else 2) for i in range(40)]
