@@ -32,7 +32,7 @@ from aicert.agent.fetch.source import (
 )
 from aicert.manifest import MAX_FILES
 
-_PIECE = 4 << 20
+_PIECE = 1 << 20
 _FLAGS = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK
 
 
@@ -41,6 +41,8 @@ class FileSource(Source):
 
     # One thread for all of them: several would spend their time on passing the GIL on.
     batch = MAX_FILES
+    # A fetch that was cut starts over: its blocks would be read again in any case.
+    remote = False
 
     def __init__(self, request: InputRequest, base: Path, max_files: int) -> None:
         """Open the place and list it.
@@ -74,17 +76,28 @@ class FileSource(Source):
 
     def read(self, file: RemoteFile, start: int, end: int | None) -> Iterator[bytes]:
         """Yield bytes; a file that was replaced or written to since the listing is refused."""
+        end = file.size if end is None else end
+        assert end is not None
+        piece = memoryview(bytearray(min(_PIECE, end - start)))
+        while start < end:
+            count = sum(self.fill(file, start, piece[: end - start]))
+            yield bytes(piece[:count])
+            start += count
+
+    def fill(self, file: RemoteFile, start: int, into: memoryview) -> Iterator[int]:
+        """Read straight into memory; otherwise as `read`."""
         descriptor = self._open(file)
+        filled = 0
         try:
-            end = file.size if end is None else end
-            assert end is not None
             _check(file, descriptor)
-            while start < end:
-                piece = os.pread(descriptor, min(_PIECE, end - start), start)
-                if not piece:
-                    raise changed(file.path, got=f"{start} bytes", expected=f"{end} bytes")
-                yield piece
-                start += len(piece)
+            while filled < len(into):
+                piece = into[filled : filled + _PIECE]
+                count = os.preadv(descriptor, [piece], start + filled)
+                if not count:
+                    got, expected = f"{start + filled} bytes", f"{start + len(into)} bytes"
+                    raise changed(file.path, got=got, expected=expected)
+                filled += count
+                yield count
             _check(file, descriptor)
         except OSError as error:
             raise _local(error, file.path) from error
@@ -158,14 +171,18 @@ def _locate(uri: str, base: Path) -> Path:
 
 
 def _entry(path: str, status: os.stat_result, key: str) -> RemoteFile:
+    return RemoteFile(path, status.st_size, _tag(status), key=key)
+
+
+def _tag(status: os.stat_result) -> str:
     # The change time moves with every write, also where the modification time is set back.
-    tag = f"{status.st_dev:x}-{status.st_ino:x}-{status.st_mtime_ns:x}-{status.st_ctime_ns:x}"
-    return RemoteFile(path, status.st_size, tag, key=key)
+    return f"{status.st_dev:x}-{status.st_ino:x}-{status.st_mtime_ns:x}-{status.st_ctime_ns:x}"
 
 
 def _check(file: RemoteFile, descriptor: int) -> None:
     """Refuse a file that is not, or no longer, the listed one."""
-    if _entry(file.path, os.fstat(descriptor), file.key) != file:
+    status = os.fstat(descriptor)
+    if (status.st_size, _tag(status)) != (file.size, file.etag):
         raise changed(file.path)
 
 

@@ -22,6 +22,7 @@ from aicert.agent.fetch.errors import (
     MissingExtraError,
     TransientError,
     UnresolvableError,
+    changed,
     redact,
 )
 from aicert.errors import install
@@ -89,8 +90,11 @@ class Source(ABC):
 
     resolved: Resolved
 
-    batch: ClassVar[int] = 16
+    batch: ClassVar[int] = 4
     """How many small files one thread brings, one after the other, before the next is asked."""
+
+    remote: ClassVar[bool] = True
+    """Whether asking for a block again costs more than reading one that is here already."""
 
     def prepare(self, scratch: Path, max_bytes: int) -> None:  # noqa: B027
         """Complete `resolved.files`, where that takes fetching at most `max_bytes` into `scratch`.
@@ -108,6 +112,22 @@ class Source(ABC):
             TransientError: another attempt may mend it.
             FetchError: anything else.
         """
+
+    def fill(self, file: RemoteFile, start: int, into: memoryview) -> Iterator[int]:
+        """Fill memory with the bytes from `start`; yield how many came, each time that some did.
+
+        It may end before the memory is full.
+
+        Raises:
+            FetchError: as `read`; a source that sends more than was asked for has changed.
+        """
+        filled = 0
+        for piece in self.read(file, start, start + len(into)):
+            if filled + len(piece) > len(into):
+                raise changed(file.path, expected=f"{file.size} bytes")
+            into[filled : filled + len(piece)] = piece
+            filled += len(piece)
+            yield len(piece)
 
     @abstractmethod
     def close(self) -> None:

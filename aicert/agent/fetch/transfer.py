@@ -4,7 +4,8 @@ A file of known size is read in blocks, several at once, whatever file they belo
 is written in place and noted in a journal with its checksum. The digests of files are computed in
 order from the same bytes. After a cut or a kill, blocks that the journal knows are read from the
 disk and hashed again; only the others are asked for. A file that can only be read from its start
-is one piece of work, and starts over.
+is one piece of work, and starts over; so does one of this machine, which is as near as what would
+be left of it.
 
 The checksum is CRC-32, at twice the speed of SHA-256: it is there for blocks that a crash of the
 machine has damaged, in a folder that only the agent writes, and what is measured is the digest of
@@ -47,6 +48,7 @@ Progress = Callable[[int, int | None], None]
 
 _TICK = 0.2
 _SMALL = 64 << 10
+_CROWD = 4
 _MARGIN = 64 << 20
 _LINE = re.compile(r"(\d+) (\d+) ([0-9a-f]{8})")
 _WRITE = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
@@ -163,12 +165,18 @@ class _Work(NamedTuple):
     last: bool
 
 
+def _is_small(work: _Work) -> bool:
+    """Tell whether bringing it takes a request, and hardly any memory."""
+    size = work.file.size
+    return work.block is not None and size is not None and size <= _SMALL
+
+
 class _Done(NamedTuple):
     """What a piece of work gave: the file's digest, or `data` that is a part of it."""
 
     size: int
     sha256: str | None
-    data: bytearray | None
+    data: memoryview | None
 
 
 class Transfer:
@@ -198,6 +206,7 @@ class Transfer:
         self._stop = threading.Event()
         self._retry = replace(retry, stop=self._stop)
         self._lock = threading.Lock()
+        self._spare: list[bytearray] = []
         self._bytes = 0
         sizes = [file.size for file in files]
         known = sum(size for size in sizes if size is not None)
@@ -217,27 +226,38 @@ class Transfer:
         waiting: deque[tuple[list[_Work], Future[list[_Done]]]] = deque()
         work = self._work()
         digest = hashlib.sha256()
-        size = 0
-        with ThreadPoolExecutor(self._jobs, "fetch") as pool:
+        size = held = 0
+        with (
+            ThreadPoolExecutor(self._jobs, "fetch") as pool,
+            ThreadPoolExecutor(self._jobs * _CROWD, "fetch-small") as crowd,
+        ):
             try:
                 while True:
-                    while len(waiting) < self._jobs + 2 and (items := next(work, None)):
-                        waiting.append((items, pool.submit(self._do, items)))
+                    while len(waiting) < self._jobs * _CROWD and held < self._jobs + 2:
+                        items = next(work, None)
+                        if items is None:
+                            break
+                        held += not _is_small(items[0])
+                        doer = crowd if _is_small(items[0]) else pool
+                        waiting.append((items, doer.submit(self._do, items)))
                     if not waiting:
                         break
                     items, future = waiting.popleft()
+                    held -= not _is_small(items[0])
                     results = self._await(future)
                     for item, result in zip(items, results, strict=True):
                         size += result.size
                         if result.data is not None:
                             digest.update(result.data)
+                            self._give_back(result.data)
                         if item.last:
                             found = result.sha256 or digest.hexdigest()
                             done.append(_checked(item.file, size, found))
                             digest, size = hashlib.sha256(), 0
             except BaseException:
                 self._stop.set()
-                pool.shutdown(wait=True, cancel_futures=True)
+                pool.shutdown(wait=False, cancel_futures=True)
+                crowd.shutdown(wait=False, cancel_futures=True)
                 raise
         self._progress(self._bytes, self._total)
         return done
@@ -253,7 +273,7 @@ class Transfer:
                 folders.add(folder)
             if file.size is None or not file.ranged:
                 yield [_Work(number, file, None, True)]
-            elif file.size <= min(_SMALL, BLOCK):
+            elif file.size <= _SMALL:
                 batch.append(_Work(number, file, 0, True))
             else:
                 count = -(-file.size // BLOCK)
@@ -289,7 +309,7 @@ class Transfer:
         assert file.size is not None
         start = block * BLOCK
         end = min(start + BLOCK, file.size)
-        data = bytearray(end - start)
+        data = self._buffer(end - start)
         descriptor = os.open(f"{self._tree}/{file.path}", _WRITE, 0o600)
         try:
             checksum = self._partial.known(number, block)
@@ -299,28 +319,47 @@ class Transfer:
                 def fill() -> None:
                     # A connection that was cut within the block goes on where it was cut.
                     nonlocal filled
-                    for piece in self._source.read(file, start + filled, end):
-                        if filled + len(piece) > len(data):
-                            raise changed(file.path, expected=f"{file.size} bytes")
-                        data[filled : filled + len(piece)] = piece
-                        filled += len(piece)
-                        self._count(len(piece))
+                    for count in self._source.fill(file, start + filled, data[filled:]):
+                        filled += count
+                        self._count(count)
                     if filled < len(data):
                         raise TransientError(f"{file.path}: the source stopped before the end")
 
                 if data:
                     self._retry(fill)
                 _write(descriptor, data, start)
-                self._partial.note(number, block, zlib.crc32(data))
+                if self._source.remote:
+                    self._partial.note(number, block, zlib.crc32(data))
             else:
                 self._count(len(data))
             if end == file.size:
                 os.ftruncate(descriptor, end)  # what a damaged partial file may have too much
         finally:
             os.close(descriptor)
-        if file.size <= BLOCK:
-            return _Done(len(data), hashlib.sha256(data).hexdigest(), None)
-        return _Done(len(data), None, data)
+        if file.size > BLOCK:
+            return _Done(len(data), None, data)
+        size, sha256 = len(data), hashlib.sha256(data).hexdigest()
+        self._give_back(data)
+        return _Done(size, sha256, None)
+
+    def _buffer(self, size: int) -> memoryview:
+        """Return memory for a block: what was used before, where it can be.
+
+        A new one costs about as much as hashing its content, as the system hands out each of its
+        pages by itself, and zeroed.
+        """
+        if size <= _SMALL:
+            return memoryview(bytearray(size))
+        try:
+            whole = self._spare.pop()
+        except IndexError:
+            whole = bytearray(BLOCK)
+        return memoryview(whole)[:size]
+
+    def _give_back(self, data: memoryview) -> None:
+        whole = data.obj
+        if isinstance(whole, bytearray) and len(whole) == BLOCK:
+            self._spare.append(whole)
 
     def _stream(self, file: RemoteFile) -> _Done:
         """Bring a whole file in one go."""
@@ -352,7 +391,7 @@ class Transfer:
             raise TooLargeError("the input is too large", expected=f"{self._max_bytes} bytes")
 
 
-def _matches(descriptor: int, start: int, data: bytearray, checksum: int) -> bool:
+def _matches(descriptor: int, start: int, data: memoryview, checksum: int) -> bool:
     """Fill `data` from the disk and tell whether it is what was written."""
     return os.preadv(descriptor, [data], start) == len(data) and zlib.crc32(data) == checksum
 
@@ -383,11 +422,10 @@ def place(partial: Partial, into: Path) -> None:
     The name appears only now, and with everything below it.
     """
     for name, folders, files in os.walk(partial.tree, topdown=False):
-        folder = Path(name)
         for file in files:
-            (folder / file).chmod(0o444)
+            os.chmod(f"{name}/{file}", 0o444)
         for inner in folders:
-            (folder / inner).chmod(0o555)
+            os.chmod(f"{name}/{inner}", 0o555)  # noqa: S103 - read-only, for whoever trains
     # A folder that cannot be written cannot be moved either: the top is closed after the move.
     partial.tree.rename(into)
     into.chmod(0o555)
