@@ -249,9 +249,10 @@ class _Layout:
             if self.copy_to is not None:
                 folder = self.copy_to / "blobs" / "sha256"
                 folder.mkdir(parents=True, exist_ok=True)
-                target = (folder / hexdigest).open("wb", buffering=0)
+                # Buffered: such a file writes the whole of what it is given, or fails.
+                target = (folder / hexdigest).open("wb")
             try:
-                while chunk := stream.read(_CHUNK):
+                while size <= descriptor["size"] and (chunk := stream.read(_CHUNK)):
                     digest.update(chunk)
                     size += len(chunk)
                     if target is not None:

@@ -5,6 +5,8 @@ import hashlib
 import json
 import os
 import shutil
+import subprocess
+import sys
 import tarfile
 from pathlib import Path
 from typing import Any
@@ -109,6 +111,29 @@ def test_an_altered_blob_is_refused(image: Path, tmp_path: Path, kind: str) -> N
     assert caught.value.code == "image.blob-altered"
     assert caught.value.expected is not None
     assert digest in caught.value.expected
+
+
+def test_a_blob_that_is_longer_than_it_says_is_not_read_on(image: Path, tmp_path: Path) -> None:
+    (layer,) = manifest_of(image)["layers"]
+    path = blobs(image) / layer["digest"].removeprefix("sha256:")
+    os.truncate(path, 1 << 40)
+    with pytest.raises(oci.BlobError):
+        get(image, tmp_path / "into")
+
+
+def test_a_copy_that_the_disk_does_not_take_whole_is_no_image(image: Path, tmp_path: Path) -> None:
+    (layer,) = manifest_of(image)["layers"]
+    code = f"""
+import resource, signal
+from pathlib import Path
+from aicert.agent.oci import acquire
+limit = {layer["size"]} - 100
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+acquire({f"oci:{image}"!r}, base=None, into=Path({str(tmp_path / "into")!r}))
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, check=False, text=True)
+    assert "File too large" in done.stderr
 
 
 def test_a_layer_that_the_config_does_not_name_is_refused(image: Path, tmp_path: Path) -> None:
