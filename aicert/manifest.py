@@ -12,7 +12,6 @@ import stat
 import unicodedata
 from collections import deque
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
@@ -445,6 +444,8 @@ def hash_files(
     threads = min(jobs or min(16, os.cpu_count() or 1), len(large))
     if not threads:
         return Manifest.of(list(ahead(small)))
+    from concurrent.futures import ThreadPoolExecutor  # brings `logging`: only where it is needed
+
     with ThreadPoolExecutor(threads) as pool:
         hashed = [pool.submit(work) for _ in range(threads)]
         try:
