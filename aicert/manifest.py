@@ -30,6 +30,8 @@ MAX_PATH = 1024
 """The longest path, in UTF-8 bytes."""
 
 _CHUNK = 1 << 20
+_FLAGS = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+_WILL_NEED = getattr(os, "POSIX_FADV_WILLNEED", None)  # not on macOS
 _SMALL = 64 << 10
 _AHEAD = 16
 _MAX_DEPTH = 64
@@ -313,7 +315,7 @@ def hash_file(path: Path | str, progress: Callable[[int], None] | None = None) -
 
 def _open(path: Path | str) -> int:
     try:
-        return os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+        return os.open(path, _FLAGS)
     except OSError as error:
         kind = LinkError if os.path.islink(path) else ManifestError
         raise kind("a file cannot be read", got=f"{path}: {error.strerror}") from error
@@ -322,12 +324,28 @@ def _open(path: Path | str) -> int:
 def _open_ahead(path: str) -> int:
     """Open a file and have the system read it while we do something else."""
     descriptor = _open(path)
-    try:
-        if hasattr(os, "posix_fadvise"):  # not on macOS
-            os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_WILLNEED)
-    except OSError:
-        pass  # what is wrong with it is said when it is read
+    if _WILL_NEED is not None:
+        try:
+            os.posix_fadvise(descriptor, 0, 0, _WILL_NEED)
+        except OSError:
+            pass  # what is wrong with it is said when it is read
     return descriptor
+
+
+def _read_small(descriptor: int, path: str, expected: int) -> bytes:
+    """Read an open file of this size, in one go, and close it."""
+    try:
+        status = os.fstat(descriptor)
+        if not stat.S_ISREG(status.st_mode):
+            raise LinkError("this is not a regular file", got=path)
+        data = os.read(descriptor, expected + 1)  # one more, to see it grow
+    except OSError as error:
+        raise ManifestError("a file cannot be read", got=f"{path}: {error.strerror}") from error
+    finally:
+        os.close(descriptor)
+    if status.st_size != expected or len(data) > expected:
+        raise ChangedError("a file changed while it was read", got=path)
+    return data
 
 
 def _hash_open(
@@ -397,9 +415,9 @@ def hash_files(
     """Hash the files of a `listing` made by `walk`; otherwise as `scan`."""
     base = os.fspath(directory)
 
-    def found(item: tuple[str, int], result: tuple[int, str]) -> File:
+    def one(item: tuple[str, int]) -> File:
         path, expected = item
-        size, sha256 = result
+        size, sha256 = hash_file(f"{base}/{path}", progress)
         if size != expected:
             raise ChangedError("a file changed while it was read", got=path)
         return File(path, size, sha256)
@@ -413,7 +431,14 @@ def hash_files(
                 if not opened:
                     return
                 item, descriptor = opened.popleft()
-                yield found(item, _hash_open(descriptor, item[0], progress))
+                path, expected = item
+                data = _read_small(descriptor, path, expected)
+                if len(data) < expected:
+                    yield one(item)  # some file systems give less than is there
+                    continue
+                if progress is not None:
+                    progress(expected)
+                yield File(path, expected, hashlib.sha256(data).hexdigest())
         finally:
             for _, descriptor in opened:
                 os.close(descriptor)
@@ -432,7 +457,7 @@ def hash_files(
                     item = next(waiting, None)
                 if item is None:
                     break
-                done.append(found(item, hash_file(f"{base}/{item[0]}", progress)))
+                done.append(one(item))
         except BaseException:
             failed.set()
             raise
