@@ -104,7 +104,11 @@ def provision(
     vm = vms.create(run, tags, user_data=azure.user_data(secret))
     address = vm.public_address or vm.private_address
     say(f"{vm.name} is there, until {vm.expires.isoformat()} at most; waiting for {address}")
-    remote = _await(vm, address, machine.port, secret)
+    try:
+        remote = _await(vm, address, machine.port, secret)
+    except SilentError:
+        _tell_console(vms, run, say)  # for it is deleted now, and its console with it
+        raise
     with AgentClient(remote) as client:
         client.claim(remote)
         # That the key lives in a TPM of Azure's is for the policy to say, by the chain in the
@@ -134,10 +138,21 @@ def _await(vm: Vm, address: str, port: int, secret: bytes) -> Remote:
                     "the machine was made, and its agent does not answer",
                     got=f"{vm.name}: {error.got}",
                     expected=f"within {BOOT_SECONDS:g} s",
-                    advice="let the worker reach that port (its network, the security group); look "
-                    "at the boot diagnostics of such a machine for what the agent said",
+                    advice="the log says what the machine wrote on its console: if the agent "
+                    "started, let the worker reach that port (its network, the security group)",
                 ) from error
             time.sleep(LOOK_SECONDS)
+
+
+def _tell_console(vms: AzureVms, run: str, say: Callable[[str], None]) -> None:
+    try:
+        lines = vms.console(run)
+    except AzureVmError as error:
+        say(f"what the machine wrote on its console is not to be had: {error.message}; {error.got}")
+        return
+    say("the last that the machine wrote on its console:" if lines else "its console is empty")
+    for line in lines:
+        say(f"  {line}")
 
 
 def _about(directory: Path) -> dict[str, Any]:

@@ -13,6 +13,7 @@ RUNS = (
     "Microsoft.Compute/disks/write",
     "Microsoft.Compute/virtualMachines/delete",
     "Microsoft.Compute/virtualMachines/read",
+    "Microsoft.Compute/virtualMachines/retrieveBootDiagnosticsData/action",
     "Microsoft.Compute/virtualMachines/write",
     "Microsoft.DevTestLab/schedules/delete",
     "Microsoft.DevTestLab/schedules/read",
@@ -51,9 +52,11 @@ IDENTITY = (
     "Microsoft.ManagedIdentity/userAssignedIdentities/read",
 )
 SUBSCRIPTION = (
+    "Microsoft.Compute/locations/diskOperations/read",
     "Microsoft.Compute/locations/operations/read",
     "Microsoft.Compute/locations/usages/read",
     "Microsoft.Compute/skus/read",
+    "Microsoft.Network/locations/operations/read",
     "Microsoft.Resources/subscriptions/providers/read",
 )
 """In the subscription: what there is, and how an operation stands."""
@@ -72,13 +75,15 @@ PUBLISHER = (
     "Microsoft.Compute/galleries/images/versions/write",
     "Microsoft.Compute/galleries/images/write",
     "Microsoft.Compute/galleries/read",
-    "Microsoft.Compute/locations/operations/read",
     "Microsoft.Storage/storageAccounts/listKeys/action",
     "Microsoft.Storage/storageAccounts/read",
 )
 PUBLISHER_DATA = STORE_DATA
 """In the group of the gallery. Azure wants whoever makes an image of a blob to be able to read the
 account's keys, so that account is best for images alone. No worker needs any of this."""
+
+PUBLISHER_SUBSCRIPTION = ("Microsoft.Compute/locations/capsOperations/read",)
+"""In the subscription, for whoever publishes: how the making of an image stands."""
 
 WORKER = (
     "aicert runs", "aicert network", "aicert image reader", "aicert identity user",

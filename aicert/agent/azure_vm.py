@@ -23,13 +23,16 @@ from typing import Any, Literal
 
 from aicert.agent import azure_roles
 from aicert.errors import Error, install
-from aicert.words import count
+from aicert.words import clean, count
 
 ENDPOINT = "https://management.azure.com"
 PRICES = "https://prices.azure.com"
 
 RUN_TAG = "aicert-run"
 EXPIRES_TAG = "aicert-expires"
+DIGEST_TAG = "aicert-sha256"
+"""On a version of an image that deployments/azure/publish.py made: the digest of its disk."""
+
 SHORTEST = timedelta(hours=1)
 LONGEST_GUARDED = timedelta(hours=23)
 """Azure's schedules are daily: a later end than this cannot be told from one a day earlier."""
@@ -62,6 +65,8 @@ _SECURITY = {
         "trustedlaunchandconfidentialvmsupported",
     },
 }
+_CONSOLE_BYTES = 4 << 20
+_CONSOLE_LINES = 30
 _CREATE_SECONDS = 1200.0
 _DELETE_SECONDS = 900.0
 _GONE = ("ResourceNotFound", "NotFound", "ResourceGroupNotFound")
@@ -551,6 +556,34 @@ class AzureVms:
             return False
         return True
 
+    def console(self, run: str) -> list[str]:
+        """Return the last lines that a run's machine wrote on its console, as Azure kept them.
+
+        They are somebody else's text, made harmless; none where Azure has nothing yet.
+
+        Raises:
+            AzureVmError: Azure does not give them.
+        """
+        with explained(f"the console of {vm_name(run)}"):
+            found = self._compute.virtual_machines.retrieve_boot_diagnostics_data(
+                self.config.group,
+                vm_name(run),
+                sas_uri_expiration_time_in_minutes=5,
+                api_version=COMPUTE_API,
+            )
+        url = str(found.serial_console_log_blob_uri or "")
+        if not url.startswith("https://"):
+            return []
+        try:
+            with urllib.request.urlopen(url, timeout=20) as response:  # noqa: S310 (https)
+                text = response.read(_CONSOLE_BYTES)
+        except OSError as error:  # its address is a secret, and stands in no error
+            raise UnavailableError(
+                "the machine's console cannot be read", got=f"{type(error).__name__}"
+            ) from None
+        lines = (clean(line, 200).strip() for line in text.decode("utf-8", "replace").splitlines())
+        return [line for line in lines if line][-_CONSOLE_LINES:]
+
     # -- destroy ---------------------------------------------------------------------------------
 
     def destroy(self, run: str) -> None:
@@ -703,9 +736,16 @@ class AzureVms:
         """Compare what this identity may do with what a run needs, scope by scope."""
         wanted = self.config
         runs = (*azure_roles.RUNS, *(azure_roles.PUBLIC if wanted.public else ()))
-        permissions = self._rights.permissions
-        found = azure_roles.missing(permissions.list_for_resource_group(wanted.group), runs)
-        lacking = [f"{action} in the group {wanted.group}" for action in found]
+        granted = list(self._rights.permissions.list_for_resource_group(wanted.group))
+        # What is given in the subscription holds in its groups, too.
+        lacking = [
+            f"{action} in {where}"
+            for where, actions in (
+                (f"the group {wanted.group}", runs),
+                ("the subscription", azure_roles.SUBSCRIPTION),
+            )
+            for action in azure_roles.missing(granted, actions)
+        ]
         for resource, actions in (
             (wanted.subnet, azure_roles.SUBNET),
             (wanted.security_group, azure_roles.SECURITY_GROUP),
@@ -741,9 +781,10 @@ class AzureVms:
         wanted = self.config
         if not wanted.image.startswith("/subscriptions/"):
             return f"{wanted.image}: somebody else's gallery, not looked into"
-        version = self._resources.resources.get_by_id(
+        found = self._resources.resources.get_by_id(
             wanted.image, api_version=_API[_type(wanted.image)]
-        ).properties
+        )
+        version, tags = found.properties, found.tags or {}
         name = wanted.image.partition("/versions/")[0]
         image = self._resources.resources.get_by_id(name, api_version=_API[_type(name)]).properties
         regions = [
@@ -761,11 +802,14 @@ class AzureVms:
             problems.append("not a specialized one: it would wait for a user and a password")
         if security.lower() not in _SECURITY[wanted.security]:
             problems.append(f"of the security type {security}")
+        if wanted.secure_boot and DIGEST_TAG in tags and not _has_own_keys(version):
+            problems.append("signed by nobody whom its firmware knows, and secure boot is on")
         if problems:
             raise InvalidError(
                 "this image will not do",
                 got=f"{wanted.image.rpartition('/providers/')[2]}: {', '.join(problems)}",
-                advice="publish it with deployments/azure/publish.py",
+                advice="publish it with deployments/azure/publish.py; turn secure_boot off where "
+                "no key of yours signed the image",
             )
         return f"{wanted.image.rpartition('/providers/')[2]}, {security}"
 
@@ -783,7 +827,17 @@ class AzureVms:
     def _look_at_size(self) -> str:
         wanted = self.config
         sku, can = self._sku()
-        problems = [f"restricted: {item.reason_code}" for item in sku.restrictions or ()]
+        zones = {zone for place in sku.location_info or () for zone in place.zones or ()}
+        problems = []
+        for item in sku.restrictions or ():
+            if item.type == "Zone":  # the others are open
+                zones -= set(item.restriction_info.zones or ())
+            else:
+                problems.append(f"restricted: {word(item.reason_code)}")
+        if wanted.zone is not None and wanted.zone not in zones:
+            problems.append(f"not in zone {wanted.zone} but in {sorted(zones) or 'none'}")
+        if can.get("CpuArchitectureType", "x64") != "x64":
+            problems.append(f"of the architecture {can['CpuArchitectureType']}")
         if "V2" not in can.get("HyperVGenerations", ""):
             problems.append("not of generation 2")
         if wanted.security == "trusted-launch" and can.get("TrustedLaunchDisabled") == "True":
@@ -806,19 +860,26 @@ class AzureVms:
     def _look_at_quota(self) -> str:
         sku, can = self._sku()
         cores = int(can.get("vCPUs", "0"))
-        family = "lowPriorityCores" if self.config.spot else sku.family
-        for usage in self._compute.usage.list(self.config.location):
-            if usage.name.value.lower() == family.lower():
-                free = int(usage.limit) - int(usage.current_value)
-                if free < cores:
-                    raise QuotaError(
-                        "there are not enough cores left",
-                        got=f"{free} of {usage.limit} in {family}",
-                        expected=f"{cores}",
-                        advice=_KINDS[0][2],
-                    )
-                return f"{free} of {usage.limit} cores left in {family}, {cores} needed"
-        raise QuotaError("the region has no quota for this family", got=family, advice=_KINDS[0][2])
+        # The family's, and that of the region over all families.
+        kinds = ["lowPriorityCores"] if self.config.spot else [sku.family, "cores"]
+        usages = {u.name.value.lower(): u for u in self._compute.usage.list(self.config.location)}
+        left = []
+        for kind in kinds:
+            usage = usages.get(kind.lower())
+            if usage is None:
+                raise QuotaError(
+                    "the region has no quota for this family", got=kind, advice=_KINDS[0][2]
+                )
+            free = int(usage.limit) - int(usage.current_value)
+            left.append(f"{free} of {usage.limit} cores left in {kind}")
+            if free < cores:
+                raise QuotaError(
+                    "there are not enough cores left",
+                    got=left[-1],
+                    expected=f"{cores}",
+                    advice=_KINDS[0][2],
+                )
+        return f"{', '.join(left)}; {cores} needed"
 
 
 def price(config: VmConfig, *, prices: str | None = None) -> float | None:
@@ -904,6 +965,12 @@ def _request(config: VmConfig, name: str, tags: dict[str, str]) -> dict[str, Any
     return request
 
 
+def _has_own_keys(version: Mapping[str, Any]) -> bool:
+    """Tell whether a version of an image names keys, besides Azure's, that may sign what boots."""
+    settings = (version.get("securityProfile") or {}).get("uefiSettings") or {}
+    return bool((settings.get("additionalSignatures") or {}).get("db"))
+
+
 def _image(image: str) -> dict[str, str]:
     kind = image.split("/")[1]
     names = {
@@ -952,6 +1019,11 @@ def _guard(config: VmConfig, name: str, expires: datetime, tags: dict[str, str])
 
 def _prefix(config: VmConfig) -> str:
     return f"/subscriptions/{config.subscription}/resourceGroups/{config.group}/providers"
+
+
+def word(value: Any) -> str:
+    """Return a word of Azure's, which the library may have made a member of an enumeration."""
+    return str(getattr(value, "value", value))
 
 
 def _time(time: datetime) -> str:

@@ -22,18 +22,19 @@ from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
 
 from aicert.agent.azure_vm import (
+    DIGEST_TAG,
     ENDPOINT,
     POLL_SECONDS,
     ConfigError,
     ConflictError,
     LibraryError,
     explained,
+    word,
 )
 from aicert.errors import Error, install
 from deployments.azure.vhd import FixedVhd
 
 API = "2025-03-03"
-DIGEST_TAG = "aicert-sha256"
 SECURITY = "TrustedLaunchAndConfidentialVmSupported"
 CHUNK = 4 << 20
 """The most that one request may write into a page blob."""
@@ -253,7 +254,7 @@ def _is_there(client: Any, place: tuple[str, str, str], target: Target, vhd: Fix
             expected=f"sha256:{vhd.sha256}",
             advice="choose another number: whoever trusts a version trusts its bytes",
         )
-    state = _word(found.provisioning_state)
+    state = word(found.provisioning_state)
     if state == "Failed":
         raise ConflictError(
             "an earlier attempt to make this version has failed",
@@ -279,9 +280,9 @@ def _see_to_definition(client: Any, place: tuple[str, str, str], target: Target,
         return
     features = {item.name: item.value for item in found.features or ()}
     got = {
-        "osType": _word(found.os_type),
-        "osState": _word(found.os_state),
-        "hyperVGeneration": _word(found.hyper_v_generation),
+        "osType": word(found.os_type),
+        "osState": word(found.os_state),
+        "hyperVGeneration": word(found.hyper_v_generation),
         "SecurityType": features.get("SecurityType"),
     }
     properties = wanted["properties"]
@@ -294,11 +295,6 @@ def _see_to_definition(client: Any, place: tuple[str, str, str], target: Target,
             expected=", ".join(f"{name}: {value}" for name, value in expected.items()),
             advice="choose another name (--image)",
         )
-
-
-def _word(value: Any) -> str:
-    """Return a word of Azure's, which the library may have made a member of an enumeration."""
-    return str(getattr(value, "value", value))
 
 
 def _definition(target: Target) -> dict[str, Any]:

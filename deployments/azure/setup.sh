@@ -3,7 +3,9 @@
 # worker's identity, and the least roles for it. docs/azure.md says what each is for.
 # Usage: az login; SUBSCRIPTION=… LOCATION=westeurope NAME=aicert STORE=… deployments/azure/setup.sh
 # NAME starts the names of all groups; STORE starts those of two storage accounts, which must be
-# unique in the world: 3 to 18 lower-case letters and digits.
+# unique in the world: 3 to 18 lower-case letters and digits. PUBLISHER is who publishes images: the
+# object id of a user, by default the one who is signed in, who needs the right to the images' data
+# even as the subscription's owner.
 set -eu
 : "${SUBSCRIPTION:?the id of the subscription: az account show --query id}"
 : "${LOCATION:?the region, such as westeurope}"
@@ -68,6 +70,7 @@ az identity create --resource-group "$NAME" --name "$NAME-worker" --location "$L
     --output none
 worker=$(az identity show --resource-group "$NAME" --name "$NAME-worker" \
     --query principalId --output tsv)
+publisher=${PUBLISHER:-$(az ad signed-in-user show --query id --output tsv)}
 client=$(az identity show --resource-group "$NAME" --name "$NAME-worker" \
     --query clientId --output tsv)
 
@@ -80,8 +83,8 @@ group=$sub/resourceGroups/$NAME
 give() {
     # A role that was made a moment ago is not known everywhere yet.
     for wait in 5 10 20 40 60 0; do
-        az role assignment create --assignee-object-id "$worker" \
-            --assignee-principal-type ServicePrincipal \
+        az role assignment create --assignee-object-id "${3:-$worker}" \
+            --assignee-principal-type "${4:-ServicePrincipal}" \
             --role "$1" --scope "$2" --output none && return
         sleep "$wait"
     done
@@ -91,6 +94,8 @@ give "aicert looker" "$sub"
 give "aicert runs" "$sub/resourceGroups/$NAME-runs"
 give "aicert network" "$group"
 give "aicert image reader" "$group/providers/Microsoft.Compute/galleries/$NAME"
+give "aicert publisher" "$group" "$publisher" User
+give "aicert publishing looker" "$sub" "$publisher" User
 certs=$group/providers/Microsoft.Storage/storageAccounts/${STORE}certs
 give "aicert store" "$certs/blobServices/default/containers/certificates"
 
@@ -103,7 +108,7 @@ Done. For the blocks:
   subnet          $group/providers/Microsoft.Network/virtualNetworks/$NAME/subnets/runs
   worker          $client
   store           https://${STORE}certs.blob.core.windows.net/certificates
-For deployments/azure/publish.py, by somebody with the role "aicert publisher" in $NAME:
+For deployments/azure/publish.py, by the user $publisher:
   --gallery       $group/providers/Microsoft.Compute/galleries/$NAME
   --account       $group/providers/Microsoft.Storage/storageAccounts/${STORE}images
 The worker's machine goes into the subnet worker and gets the identity $NAME-worker.

@@ -143,9 +143,18 @@ def test_an_agent_that_does_not_answer_is_an_error_and_its_machine_is_deleted(
     arm, _ = made
     monkeypatch.setattr(arm, "on_made", lambda vm, data: None)
     monkeypatch.setattr(azure_machine, "BOOT_SECONDS", 0.2)
+    monkeypatch.setattr(arm, "console", "Linux\naicert: there is no disk with the root\n")
+    said: list[str] = []
     with pytest.raises(azure_machine.SilentError) as caught:
-        machine.start(config, RUN, TAGS)
+        machine.start(config, RUN, TAGS, said.append)
     assert "security group" in (caught.value.advice or "")
+    assert said[-1] == "  aicert: there is no disk with the root"
+    assert arm.left() == [] and folders(config) == []
+    # Without that right the error is the same, and the machine is deleted all the same.
+    arm.faults = [Fault("POST", "retrieveBootDiagnosticsData", 403, "AuthorizationFailed", "no")]
+    with pytest.raises(azure_machine.SilentError):
+        machine.start(config, RUN, TAGS, said.append)
+    assert "console is not to be had" in said[-1]
     assert arm.left() == [] and folders(config) == []
 
 

@@ -1,7 +1,6 @@
 """Machines in Azure, over the vendor's libraries and the wire, against a strict stand-in."""
 
 import json
-import re
 import threading
 import urllib.parse
 from collections.abc import Callable, Iterator
@@ -35,6 +34,7 @@ NAME = f"aicert-{RUN}"
 VM = f"{PREFIX}/Microsoft.Compute/virtualMachines/{NAME}"
 SECURITY_GROUP = f"{PREFIX}/Microsoft.Network/networkSecurityGroups/nsg"
 IDENTITY = f"{PREFIX}/Microsoft.ManagedIdentity/userAssignedIdentities/run"
+GROUP_ID = f"/subscriptions/{SUBSCRIPTION}/resourceGroups/{GROUP}"
 
 
 @pytest.fixture(scope="module")
@@ -45,6 +45,7 @@ def loopback(tmp_path_factory: pytest.TempPathFactory) -> tls.Loopback:
 @pytest.fixture
 def arm(loopback: tls.Loopback, monkeypatch: pytest.MonkeyPatch) -> Iterator[Arm]:
     monkeypatch.setenv("REQUESTS_CA_BUNDLE", str(loopback.certificate))
+    monkeypatch.setenv("SSL_CERT_FILE", str(loopback.certificate))
     server = Arm(loopback)
     yield server
     server.close()
@@ -253,7 +254,7 @@ def test_a_schedule_of_azures_own_ends_the_machine_whatever_becomes_of_us(
     # It was set before the machine was ready: a process that dies while it waits leaves it guarded.
     order = [path.split("/")[-2] for method, path in arm.requests if method == "PUT"]
     assert order == ["virtualMachines", "schedules"]
-    looks = [i for i, (_, path) in enumerate(arm.requests) if path.startswith("/operations/")]
+    looks = [i for i, (_, path) in enumerate(arm.requests) if "/operations/" in path]
     guarded = next(i for i, r in enumerate(arm.requests) if r[0] == "PUT" and "schedules" in r[1])
     assert guarded < looks[-1]
 
@@ -471,17 +472,33 @@ def sku(name: str, **capabilities: str) -> dict[str, Any]:
         "family": "StandardNCadsH100v5Family",
         "locations": ["westeurope"],
         "capabilities": [{"name": k, "value": v} for k, v in {**usual, **capabilities}.items()],
+        "locationInfo": [{"location": "westeurope", "zones": ["1", "2", "3"]}],
         "restrictions": [],
     }
+
+
+def restricted(kind: str, *zones: str) -> list[dict[str, Any]]:
+    info = {"locations": ["westeurope"], **({"zones": list(zones)} if zones else {})}
+    return [
+        {
+            "type": kind,
+            "values": ["westeurope"],
+            "restrictionInfo": info,
+            "reasonCode": "NotAvailableForSubscription",
+        }
+    ]
 
 
 def usage(limit: int, used: int, name: str = "standardNCadsH100v5Family") -> dict[str, Any]:
     return {"limit": limit, "currentValue": used, "unit": "Count", "name": {"value": name}}
 
 
+REGION = usage(500, 0, "cores")
+
+
 def test_a_look_says_that_all_is_there(arm: Arm, config: VmConfig) -> None:
     arm.skus = [sku("Standard_D2s_v5"), sku(config.size)]
-    arm.usages = [usage(100, 60)]
+    arm.usages = [usage(100, 60), REGION]
     found = dict(vms(config).look())
     assert found == {
         "group": "trainings in westeurope",
@@ -489,7 +506,8 @@ def test_a_look_says_that_all_is_there(arm: Arm, config: VmConfig) -> None:
         "rights": "all that a run needs",
         "size": "Standard_NC40ads_H100_v5: 40 vCPUs, 320 GiB, 1 GPUs (`make image` brings no "
         "driver for them)",
-        "quota": "40 of 100 cores left in StandardNCadsH100v5Family, 40 needed",
+        "quota": "40 of 100 cores left in StandardNCadsH100v5Family, 500 of 500 cores left in "
+        "cores; 40 needed",
         "image": "Microsoft.Compute/galleries/gal/images/aicert/versions/1.0.0, "
         "TrustedLaunchAndConfidentialVmSupported",
         "subnet": "Microsoft.Network/virtualNetworks/net/subnets/runs",
@@ -499,7 +517,7 @@ def test_a_look_says_that_all_is_there(arm: Arm, config: VmConfig) -> None:
 
 def test_a_look_names_what_is_missing(arm: Arm, config: VmConfig) -> None:
     arm.skus = [sku(config.size)]
-    arm.usages = [usage(100, 61)]
+    arm.usages = [usage(100, 61), REGION]
     other = replace(config, subnet=SUBNET.replace("/net/", "/none/"))
     found: dict[str, Any] = dict(vms(other).look())
     assert found["quota"].code == "azure-vm.quota" and "39 of 100" in found["quota"].got
@@ -518,6 +536,7 @@ def test_a_look_names_what_is_missing(arm: Arm, config: VmConfig) -> None:
         ({"security": "confidential"}, {}, "not confidential"),
         ({"security": "confidential"}, {"ConfidentialComputingType": "TDX"}, "not confidential"),
         ({"spot": True}, {"LowPriorityCapable": "False"}, "no spot"),
+        ({}, {"CpuArchitectureType": "Arm64"}, "Arm64"),
     ],
 )
 def test_a_look_finds_a_size_that_will_not_do(
@@ -526,6 +545,48 @@ def test_a_look_finds_a_size_that_will_not_do(
     arm.skus = [sku(config.size, **capabilities)]
     found: dict[str, Any] = dict(vms(replace(config, **change)).look())
     assert found["size"].code == "azure-vm.size" and problem in found["size"].got
+
+
+def test_a_look_heeds_the_restrictions_of_the_zone_that_is_asked_for_alone(
+    arm: Arm, config: VmConfig
+) -> None:
+    def look(**change: Any) -> Any:
+        return dict(vms(replace(config, **change)).look())["size"]
+
+    size = sku(config.size)
+    arm.skus = [size]
+    size["restrictions"] = restricted("Zone", "3")
+    assert "40 vCPUs" in look() and "40 vCPUs" in look(zone="2")
+    assert "not in zone 3 but in ['1', '2']" in look(zone="3").got
+    size["restrictions"] = restricted("Location")
+    assert "NotAvailableForSubscription" in look().got
+    size["restrictions"] = []
+    size["locationInfo"] = [{"location": "westeurope"}]
+    assert "not in zone 1 but in none" in look(zone="1").got
+
+
+def test_a_look_heeds_the_quota_of_the_region_over_all_families(arm: Arm, config: VmConfig) -> None:
+    arm.skus = [sku(config.size)]
+    arm.usages = [usage(100, 0), usage(350, 311, "cores")]
+    quota: Any = dict(vms(config).look())["quota"]
+    assert quota.code == "azure-vm.quota" and quota.got == "39 of 350 cores left in cores"
+    # Spot machines have one of their own, over all families.
+    arm.usages.append(usage(40, 0, "lowPriorityCores"))
+    found = dict(vms(replace(config, spot=True)).look())
+    assert found["quota"] == "40 of 40 cores left in lowPriorityCores; 40 needed"
+
+
+def test_a_look_finds_an_image_that_secure_boot_would_not_start(arm: Arm, config: VmConfig) -> None:
+    version = arm.resources[IMAGE.lower()]
+    version["tags"] = {"aicert-sha256": "ab" * 32}  # published by us
+    image: Any = dict(vms(config).look())["image"]
+    assert "secure boot is on" in image.got and "turn secure_boot off" in image.advice
+    assert "LaunchAnd" in str(dict(vms(replace(config, secure_boot=False)).look())["image"])
+    signatures = {"db": [{"type": "x509", "value": ["AA=="]}]}
+    version["properties"] = version["properties"] | {
+        "securityProfile": {"uefiSettings": {"additionalSignatures": signatures}}
+    }
+    assert "LaunchAnd" in str(dict(vms(config).look())["image"])
 
 
 @pytest.mark.parametrize(
@@ -548,17 +609,20 @@ def test_a_look_finds_an_image_that_will_not_do(
 
 
 def test_a_look_names_every_right_and_provider_that_is_missing(arm: Arm, config: VmConfig) -> None:
-    group = f"/subscriptions/{SUBSCRIPTION}/resourceGroups/{GROUP}".lower()
-    arm.permissions[group] = [
-        (["Microsoft.Compute/*", "*/read"], ["microsoft.compute/disks/Write"]),
-        (["Microsoft.Network/*", "Microsoft.DevTestLab/schedules/write"], []),
-    ]
-    arm.permissions[SUBNET.lower()] = [(["*/read"], [])]
+    arm.permissions = {
+        f"/subscriptions/{SUBSCRIPTION}": [(["*/read"], ["Microsoft.Compute/skus/read"])],
+        GROUP_ID: [
+            (["Microsoft.Compute/*"], ["microsoft.compute/disks/*", "Microsoft.Compute/skus/*"]),
+            (["Microsoft.Network/networkInterfaces/*", "Microsoft.DevTestLab/schedules/write"], []),
+        ],
+    }
     arm.providers["Microsoft.DevTestLab"] = "NotRegistered"
     found: dict[str, Any] = dict(vms(config).look())
     assert found["rights"].got == (
+        "Microsoft.Compute/disks/delete in the group trainings; "
         "Microsoft.Compute/disks/write in the group trainings; "
         "Microsoft.DevTestLab/schedules/delete in the group trainings; "
+        "Microsoft.Compute/skus/read in the subscription; "
         "Microsoft.Network/virtualNetworks/subnets/join/action for runs"
     )
     assert "setup.sh" in found["rights"].advice
@@ -578,6 +642,7 @@ def test_the_roles_are_exactly_what_the_code_needs() -> None:
         "aicert looker": sorted(azure_roles.SUBSCRIPTION),
         "aicert store": sorted(azure_roles.STORE),
         "aicert publisher": sorted(azure_roles.PUBLISHER),
+        "aicert publishing looker": sorted(azure_roles.PUBLISHER_SUBSCRIPTION),
     }
     assert {name: role["dataActions"] for name, role in ROLES.items() if "dataActions" in role} == {
         "aicert store": sorted(azure_roles.STORE_DATA),
@@ -586,21 +651,35 @@ def test_the_roles_are_exactly_what_the_code_needs() -> None:
     assert not any("*" in action for role in ROLES.values() for action in role["actions"])
 
 
-def test_whatever_is_asked_for_is_in_the_roles_and_nothing_is_in_them_for_nothing(
+def test_the_roles_are_enough_where_they_are_given_and_nothing_is_in_them_for_nothing(
     arm: Arm, config: VmConfig
 ) -> None:
-    arm.skus, arm.usages = [sku(config.size)], [usage(100, 0)]
+    arm.skus, arm.usages = [sku(config.size)], [usage(100, 0), REGION]
     for place in (SECURITY_GROUP, IDENTITY):
         arm.resources[place.lower()] = {"id": place, "name": place.rpartition("/")[2]}
+    # Each role at the scope that it is meant for, and no other right.
+    arm.permissions = {
+        scope: [(ROLES[name]["actions"], [])]
+        for scope, name in {
+            f"/subscriptions/{SUBSCRIPTION}": "aicert looker",
+            GROUP_ID: "aicert runs",
+            SUBNET: "aicert network",
+            SECURITY_GROUP: "aicert network",
+            IMAGE.partition("/images/")[0]: "aicert image reader",
+            IDENTITY: "aicert identity user",
+        }.items()
+    }
     public = replace(config, public=True, security_group=SECURITY_GROUP, identity=IDENTITY)
     machines = vms(public)
-    assert not [found for _, found in machines.look() if isinstance(found, Exception)]
+    assert [
+        found.got for _, found in machines.look() if isinstance(found, azure_vm.AzureVmError)
+    ] == []
     machines.create(RUN)
+    machines.console(RUN)
     machines.destroy(RUN)
     # What Azure leaves behind is deleted thing by thing.
     machines.create(RUN)
     for item in arm.resources.values():
-        item.pop("deleteWith", None)
         item["deleteWith"] = "Detach"
     arm.resources[VM.lower()]["properties"]["storageProfile"]["osDisk"].pop("deleteOption")
     (disk,) = arm.of_type("disks")
@@ -612,18 +691,39 @@ def test_whatever_is_asked_for_is_in_the_roles_and_nothing_is_in_them_for_nothin
         for action in ROLES[name]["actions"]
         if not ROLES[name].get("dataActions")
     }
-    asked = {action.lower() for action in arm.actions()}
+    asked = {action.lower() for action in arm.actions() | arm.linked}
     # Everybody may ask what they may do.
     assert asked - allowed == {"microsoft.authorization/permissions/read"}
-    # Azure checks these of who makes a machine, with no request of ours: the disk, the interface
-    # and the address that come with it, and what it is joined to; and how an operation stands.
-    implied = {
-        action
-        for action in allowed
-        if re.search(r"/(join|assign)/action$|/operations/read$", action)
-        or re.search(r"/(disks|networkinterfaces|publicipaddresses)/write$", action)
-    }
-    assert allowed - asked == implied
+    assert allowed - asked == set()
+
+
+def test_how_an_operation_stands_is_seen_in_the_subscription_alone(
+    arm: Arm, config: VmConfig
+) -> None:
+    arm.permissions = {GROUP_ID: [(["*"], [])], SUBNET: [(["*"], [])], IMAGE: [(["*"], [])]}
+    with pytest.raises(azure_vm.DeniedError) as caught:
+        vms(config).create(RUN)
+    assert "Microsoft.Compute/locations/operations/read" in (caught.value.got or "")
+
+
+def test_the_console_of_a_machine_is_its_last_lines_made_harmless(
+    arm: Arm, config: VmConfig
+) -> None:
+    machines = vms(config)
+    machines.create(RUN)
+    lines = [f"line {number}" for number in range(40)]
+    arm.console = "\r\n".join([*lines, "", "\x1b[2Jaicert: \x07there is no disk \xff" + "x" * 500])
+    *others, last = machines.console(RUN)
+    assert others == lines[-29:]
+    assert last.startswith("�[2Jaicert: �there is no disk") and len(last) < 250
+    arm.console = ""
+    assert machines.console(RUN) == []
+    with pytest.raises(azure_vm.NotFoundError):
+        machines.console(RUN.replace("6f1c", "0000"))
+    arm.faults = [Fault("GET", "/console/", 403)]
+    with pytest.raises(azure_vm.UnavailableError) as caught:
+        machines.console(RUN)
+    assert "secret" not in str(caught.value.got) + str(caught.value.__context__)
 
 
 def test_the_price_of_an_hour_comes_from_the_public_list(config: VmConfig) -> None:

@@ -40,7 +40,8 @@ def arm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Arm]:
         }
     ]
     server.usages = [
-        {"limit": 80, "currentValue": 0, "name": {"value": "StandardNCadsH100v5Family"}}
+        {"limit": 80, "currentValue": 0, "name": {"value": name}}
+        for name in ("StandardNCadsH100v5Family", "cores")
     ]
     yield server
     server.close()

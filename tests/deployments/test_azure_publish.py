@@ -194,6 +194,7 @@ def test_a_published_disk_is_a_version_that_machines_of_both_kinds_boot(
         size="Standard_D4s_v5",
         image=made,
         subnet=f"{PREFIX}/Microsoft.Network/virtualNetworks/net/subnets/runs",
+        secure_boot=False,  # it was published without a key
         endpoint=place.arm.url,
     )
     for security in ("trusted-launch", "confidential"):
@@ -302,18 +303,26 @@ def test_a_missing_right_is_named(place: Place, disk: Path) -> None:
         place.publish(disk)
 
 
-def test_the_publishers_role_is_what_publishing_asks_for(place: Place, disk: Path) -> None:
+def test_the_publishers_roles_are_enough_where_they_are_given(place: Place, disk: Path) -> None:
+    subscription = f"/subscriptions/{SUBSCRIPTION}"
+    place.arm.permissions = {
+        subscription: [([*azure_roles.PUBLISHER_SUBSCRIPTION], [])],
+        f"{subscription}/resourceGroups/{GROUP}": [([*azure_roles.PUBLISHER], [])],
+    }
     place.publish(disk)
     asked = {action.lower() for action in place.arm.actions()}
-    allowed = {action.lower() for action in azure_roles.PUBLISHER}
-    assert asked <= allowed
-    # The rest Azure checks by itself: the gallery, the blob's account, how an operation stands.
-    assert {action.split("/", 1)[1] for action in allowed - asked} == {
+    roles = {*azure_roles.PUBLISHER, *azure_roles.PUBLISHER_SUBSCRIPTION}
+    # The rest Azure checks by itself: the gallery, and the blob's account.
+    assert {action.split("/", 1)[1] for action in roles if action.lower() not in asked} == {
         "galleries/read",
-        "locations/operations/read",
-        "storageaccounts/listkeys/action",
-        "storageaccounts/read",
+        "storageAccounts/listKeys/action",
+        "storageAccounts/read",
     }
+    # How it goes is looked at in the subscription, where a role in the group says nothing.
+    del place.arm.permissions[subscription]
+    with pytest.raises(azure_vm.DeniedError) as caught:
+        place.publish(disk, version="1.0.1")
+    assert "locations/capsOperations/read" in (caught.value.got or "")
 
 
 @pytest.mark.parametrize(

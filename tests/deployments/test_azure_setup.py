@@ -57,7 +57,17 @@ def test_the_worker_gets_the_least_roles_each_where_it_needs_them(asked: list[li
     sub = f"/subscriptions/{SUBSCRIPTION}"
     group = f"{sub}/resourceGroups/aicert"
     given = [words for words in asked if words[:3] == ["role", "assignment", "create"]]
-    assert {option(words, "--assignee-object-id") for words in given} == {"the-principalId"}
+    kinds = {
+        option(words, "--assignee-object-id"): option(words, "--assignee-principal-type")
+        for words in given
+    }
+    assert kinds == {"the-principalId": "ServicePrincipal", "the-id": "User"}
+    publishing = [words for words in given if option(words, "--assignee-object-id") == "the-id"]
+    assert {option(words, "--role"): option(words, "--scope") for words in publishing} == {
+        "aicert publisher": group,
+        "aicert publishing looker": sub,
+    }
+    given = [words for words in given if words not in publishing]
     certs = f"{group}/providers/Microsoft.Storage/storageAccounts/acmecerts"
     assert {option(words, "--role"): option(words, "--scope") for words in given} == {
         "aicert looker": sub,
@@ -75,7 +85,8 @@ def test_the_worker_gets_the_least_roles_each_where_it_needs_them(asked: list[li
 def test_every_role_is_defined_for_this_subscription_alone(asked: list[list[str]]) -> None:
     made = [words for words in asked if words[:3] == ["role", "definition", "create"]]
     roles = [json.loads(option(words, "--role-definition")) for words in made]
-    assert {*azure_roles.WORKER, "aicert publisher"} == {role["Name"] for role in roles}
+    publishers = {"aicert publisher", "aicert publishing looker"}
+    assert {*azure_roles.WORKER, *publishers} == {role["Name"] for role in roles}
     assert all(role["AssignableScopes"] == [f"/subscriptions/{SUBSCRIPTION}"] for role in roles)
 
 

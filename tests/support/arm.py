@@ -2,9 +2,11 @@
 
 It speaks TLS and the protocol of long-running operations (201 or 202, Azure-AsyncOperation,
 Location, Retry-After), deletes what a machine was made with as `deleteOption` says, leaves a
-machine behind where an allocation fails, and holds every request against Microsoft's own schema,
-made strict. What it does not know is a violation, and fails the test. It is not Azure: what only
-Azure knows (which sizes there are, how long things take, what it refuses) is scripted by the tests.
+machine behind where an allocation fails, holds every request against Microsoft's own schema, made
+strict, and lets nobody do what their roles do not name: to look at how an operation stands is a
+right of its own, in the subscription. What it does not know is a violation, and fails the test. It
+is not Azure: what only Azure knows (which sizes there are, how long things take, what it refuses)
+is scripted by the tests.
 """
 
 import gzip
@@ -16,6 +18,7 @@ import urllib.parse
 import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
 from functools import cache
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -35,6 +38,7 @@ SUBNET = f"{PREFIX}/Microsoft.Network/virtualNetworks/net/subnets/runs"
 IMAGE_DEFINITION = f"{PREFIX}/Microsoft.Compute/galleries/gal/images/aicert"
 IMAGE = f"{PREFIX}/Microsoft.Compute/galleries/gal/images/aicert/versions/1.0.0"
 TOKEN = "a-token-of-the-worker"
+OPERATION = r"/locations/[^/]+/(?:\w*operations)/[0-9a-f]{32}$"
 
 VM = "microsoft.compute/virtualmachines"
 IMAGES = "microsoft.compute/galleries/images"
@@ -148,16 +152,21 @@ class Operation:
 
 
 class Arm:
-    """The stand-in. `resources` are by id in lower case; `requests` are (method, path)."""
+    """The stand-in. `resources` are by id in lower case; `requests` are (method, path).
+
+    `linked` is what was asked of the caller's roles besides, by what a request is joined to.
+    """
 
     def __init__(self, files: Loopback) -> None:
         self.resources: dict[str, dict[str, Any]] = {}
         self.requests: list[tuple[str, str]] = []
         self.violations: list[str] = []
+        self.linked: set[str] = set()
         self.faults: list[Fault] = []
         self.allocation_fails: tuple[str, str] | None = None
         self.looks = 1
         self.address = "10.0.0.4"
+        self.console = "aicert: the agent starts\n"
         self.on_made: Callable[[dict[str, Any], str | None], None] = lambda machine, data: None
         self.on_deleted: Callable[[dict[str, Any]], None] = lambda machine: None
         self._user_data: dict[str, str] = {}
@@ -173,7 +182,7 @@ class Arm:
         }
         self._lock = threading.RLock()
         self.providers = dict.fromkeys(PROVIDERS, "Registered")
-        # By scope: the roles of the caller there, as (actions, not actions).
+        # By scope, and for all below it: the roles of the caller, as (actions, not actions).
         self.permissions: dict[str, list[tuple[list[str], list[str]]]] = {"": [(["*"], [])]}
         image = {
             "osState": "Specialized",
@@ -220,13 +229,29 @@ class Arm:
 
     def actions(self) -> set[str]:
         """What was asked for, as roles name it."""
-        verbs = {"GET": "read", "PUT": "write", "DELETE": "delete"}
-        found = set()
-        for method, path in self.requests:
-            kind = _kind(path)
-            if kind is not None:
-                found.add(f"{kind}/{verbs[method]}")
-        return found
+        return {_action(*request) for request in self.requests if _api(request[1])}
+
+    def _may(self, action: str, scope: str) -> bool:
+        """Tell whether a role of the caller's, at this scope or above it, allows something."""
+        name = action.lower()
+        return any(
+            any(fnmatchcase(name, form.lower()) for form in actions)
+            and not any(fnmatchcase(name, form.lower()) for form in others)
+            for actions, others in self._roles(scope)
+        )
+
+    def _roles(self, scope: str) -> list[tuple[list[str], list[str]]]:
+        return [
+            role
+            for place, roles in self.permissions.items()
+            if f"{scope.lower()}/".startswith(f"{place.lower()}/" if place else "/")
+            for role in roles
+        ]
+
+    @staticmethod
+    def _denied(code: str, action: str, scope: str) -> tuple[int, dict[str, str], Any]:
+        text = f"the client does not have authorization to perform action '{action}' over '{scope}'"
+        return 403, {}, _error(code, text)
 
     # -- requests --------------------------------------------------------------------------------
 
@@ -261,14 +286,20 @@ class Arm:
     def _answer(
         self, handler: BaseHTTPRequestHandler, path: str, query: str, body: bytes
     ) -> tuple[int, dict[str, str], Any]:
+        if path.startswith("/console/"):  # it is the address that is secret
+            return 200, {}, self.console
         if handler.headers.get("Authorization") != f"Bearer {TOKEN}":
             return 401, {}, _error("InvalidAuthenticationToken", "the access token is invalid")
         parameters = dict(urllib.parse.parse_qsl(query))
-        if path.startswith("/operations/"):
-            return self._look(path)
         if not re.fullmatch(r"\d{4}-\d{2}-\d{2}", parameters.get("api-version", "")):
             return self._violation(400, f"no api-version: {handler.command} {path}")
-        if handler.command in ("PUT", "PATCH", "POST"):
+        # Everybody may ask what they may do.
+        action = _action(handler.command, path)
+        if not (self._may(action, path) or action == "Microsoft.Authorization/permissions/read"):
+            return self._denied("AuthorizationFailed", action, path)
+        if re.search(OPERATION, path, re.IGNORECASE):
+            return self._look(path)
+        if handler.command in ("PUT", "PATCH") or body:
             if handler.headers.get("Content-Type", "").partition(";")[0] != "application/json":
                 return self._violation(415, f"not JSON: {path}")
             value = json.loads(body)
@@ -285,8 +316,9 @@ class Arm:
             f"{group}/resources": [self._listed(i, parameters) for i in self.resources.values()],
         }
         if handler.command == "GET" and lower.endswith("/microsoft.authorization/permissions"):
-            scope = lower.rpartition("/providers/")[0]
-            roles = self.permissions.get(scope, self.permissions[""])
+            # The library leaves two slashes where there is no parent; Azure takes them for one.
+            scope = lower.rpartition("/providers/")[0].replace("//", "/")
+            roles = self._roles(scope)
             return 200, {}, {"value": [{"actions": a, "notActions": n} for a, n in roles]}
         if handler.command == "GET" and (match := re.fullmatch(f"{root}/providers/([^/]+)", lower)):
             states = {name.lower(): state for name, state in self.providers.items()}
@@ -313,6 +345,11 @@ class Arm:
             return self._put(handler, path, value)
         if handler.command == "DELETE":
             return self._delete(path)
+        machine, _, verb = lower.rpartition("/")
+        if (handler.command, verb) == ("POST", "retrievebootdiagnosticsdata"):
+            if machine not in self.resources:
+                return 404, {}, _error("ResourceNotFound", f"{machine} was not found")
+            return 200, {}, {"serialConsoleLogBlobUri": f"{self.url}/console/log?sig=secret"}
         return self._violation(405, f"{handler.command} {path}")
 
     @staticmethod
@@ -342,6 +379,10 @@ class Arm:
             return self._violation(400, f"PUT {path}: {'; '.join(problems)}")
         if kind != VM:
             return self._put_image(path, kind, value)
+        for action, scope in _linked(value):
+            self.linked.add(action)
+            if not self._may(action, scope):
+                return self._denied("LinkedAuthorizationFailed", action, scope)
         old = self.resources.get(path.lower())
         if old is not None and handler.headers.get("If-None-Match") == "*":
             return 412, {}, _error("PreconditionFailed", "the resource already exists")
@@ -421,7 +462,7 @@ class Arm:
             made["properties"]["provisioningState"] = "Succeeded"
             return None
 
-        return 201, self._begin(end), made
+        return 201, self._begin(end, "Microsoft.Compute", "capsOperations"), made
 
     def _put_schedule(self, path: str, value: Any) -> tuple[int, dict[str, str], Any]:
         wanted = {
@@ -466,8 +507,16 @@ class Arm:
         holders = [item for item in self.of_type("virtualMachines") if path in json.dumps(item)]
         if holders:
             return 409, {}, _error("NicInUse", f"{path} is in use")
-        del self.resources[path.lower()]
-        return 200, {}, None
+        if type_of(path) == "microsoft.devtestlab/schedules":
+            del self.resources[path.lower()]
+            return 200, {}, None
+
+        def end() -> None:
+            self.resources.pop(path.lower(), None)
+
+        if type_of(path) == "microsoft.compute/disks":
+            return 202, self._begin(end, "Microsoft.Compute", "DiskOperations"), None
+        return 202, self._begin(end, "Microsoft.Network"), None
 
     def _deleted(self, path: str) -> None:
         machine = self.resources.pop(path.lower(), None)
@@ -489,10 +538,17 @@ class Arm:
 
     # -- long-running operations ------------------------------------------------------------------
 
-    def _begin(self, end: Callable[[], dict[str, Any] | None]) -> dict[str, str]:
+    def _begin(
+        self,
+        end: Callable[[], dict[str, Any] | None],
+        provider: str = "Microsoft.Compute",
+        kind: str = "operations",
+    ) -> dict[str, str]:
+        """Begin what takes a while; it is looked at in the subscription, as Azure has it."""
         name = uuid.uuid4().hex
         self._operations[name] = Operation(self.looks, end)
-        place = f"{self.url}/operations/{name}?api-version=2025-11-01"
+        place = f"{self.url}/subscriptions/{SUBSCRIPTION}/providers/{provider}"
+        place += f"/locations/westeurope/{kind}/{name}?api-version=2025-11-01"
         return {
             "Azure-AsyncOperation": place,
             "Location": f"{place}&result=1",
@@ -512,15 +568,45 @@ class Arm:
         return 200, {}, {"status": "Succeeded"}
 
 
-def _kind(path: str) -> str | None:
-    """The type of what a path names, as roles name it; None for an operation's."""
-    if path.startswith("/operations/"):
-        return None
+def _api(path: str) -> bool:
+    return path.startswith("/subscriptions/")
+
+
+def _action(method: str, path: str) -> str:
+    """What a request is, as roles name it."""
+    verbs = {"GET": "read", "PUT": "write", "DELETE": "delete", "POST": "action"}
+    return f"{_kind(path)}/{verbs.get(method, method)}"
+
+
+def _linked(machine: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    """What whoever makes a machine must be allowed besides: action and scope."""
+    group = PREFIX.removesuffix("/providers")
+    properties = machine["properties"]
+    yield "Microsoft.Compute/disks/write", group
+    if image := properties["storageProfile"]["imageReference"].get("id"):
+        yield "Microsoft.Compute/galleries/images/versions/read", image
+    for identity in machine.get("identity", {}).get("userAssignedIdentities", ()):
+        yield "Microsoft.ManagedIdentity/userAssignedIdentities/assign/action", identity
+    for nic in properties["networkProfile"]["networkInterfaceConfigurations"]:
+        inner = nic["properties"]
+        address = inner["ipConfigurations"][0]["properties"]
+        yield "Microsoft.Network/virtualNetworks/subnets/join/action", address["subnet"]["id"]
+        if guard := inner.get("networkSecurityGroup"):
+            yield "Microsoft.Network/networkSecurityGroups/join/action", guard["id"]
+        kinds = ["networkInterfaces"]
+        kinds += ["publicIPAddresses"] if "publicIPAddressConfiguration" in address else []
+        for kind in kinds:
+            yield f"Microsoft.Network/{kind}/write", group
+            yield f"Microsoft.Network/{kind}/join/action", group
+
+
+def _kind(path: str) -> str:
+    """The type of what a path names, as roles name it."""
     _, found, tail = path.rpartition("/providers/")
     parts = tail.split("/") if found else []
     if found and len(parts) > 1:
         if "/locations/" in tail:
-            return f"{parts[0]}/locations/{parts[-1]}"
+            return f"{parts[0]}/locations/{parts[3]}"
         return "/".join([parts[0], *parts[1::2]])
     if found:
         return "Microsoft.Resources/subscriptions/providers"
@@ -540,7 +626,8 @@ def _error(code: str, message: str) -> dict[str, Any]:
 def _send(
     handler: BaseHTTPRequestHandler, status: int, headers: dict[str, str], value: Any
 ) -> None:
-    data = b"" if value is None else json.dumps(value).encode()
+    text = value if isinstance(value, str) else json.dumps(value)
+    data = b"" if value is None else text.encode()
     handler.send_response(status)
     for name, text in headers.items():
         handler.send_header(name, text)
