@@ -16,7 +16,7 @@ import re
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from typing import Any, NamedTuple, TypeVar
@@ -163,23 +163,40 @@ class Blobs(Backend):
         return f"{self.place.folder}/{path}" if self.place.folder else path
 
     def check(self) -> None:
-        """Find out whether the container is there; an access for a machine may not list it."""
+        """Find out whether the container is there, may be listed, and may be written to.
+
+        An access for a machine may not list it. Nothing is written: what is asked for is to replace
+        a blob that is not there, of which the service speaks only to whom it lets write.
+        """
         with self._reported():
             if self._options.get("sas_token") and not self._may_stage:
                 # It may not list. Where the container is not there, this says so.
                 self._size("certificates")
             else:
                 next(iter(self._container.list_blob_names(results_per_page=1).by_page()), None)
+            self._may_write()
+
+    def _may_write(self) -> None:
+        from azure.core import MatchConditions
+        from azure.core.exceptions import ResourceModifiedError
+
+        blob = self._container.get_blob_client(self._name(f"certificates/{uuid4().hex}"))
+        none = {"etag": "0x0", "match_condition": MatchConditions.IfNotModified}
+        with suppress(ResourceModifiedError):  # 412: it would have
+            blob.upload_blob(b"", overwrite=True, **none)
 
     def retention(self) -> str | None:
-        """Say what the service itself keeps from being changed or deleted, as it says."""
+        """Say what the service itself keeps from being changed or deleted, as it says.
+
+        It does not say whether a policy is locked; one that is not can be taken away again.
+        """
         try:
             with self._reported():
                 found = self._container.get_container_properties()
         except DeniedError:
             return "not known: this access may not read it"
         kinds = {
-            "an immutability policy": found.has_immutability_policy,
+            "an immutability policy (locked or not)": found.has_immutability_policy,
             "a legal hold": found.has_legal_hold,
             "immutable versions": found.immutable_storage_with_versioning_enabled,
         }

@@ -208,6 +208,8 @@ class Store:
     def check(self) -> None:
         """Find out whether the store is there and may be listed; nothing is written.
 
+        Of Azure's blobs also whether they may be written.
+
         Raises:
             StoreError: it is not.
         """

@@ -9,14 +9,18 @@ import threading
 import time
 import uuid
 from collections.abc import Iterator
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import parse_qs
 
 import pytest
 from azure.core.credentials import AccessToken
-from azure.storage.blob import BlobServiceClient
+from azure.storage.blob import (
+    BlobServiceClient,
+    ContainerSasPermissions,
+    generate_container_sas,
+)
 from click.testing import CliRunner
 
 from aicert.agent import blobs
@@ -319,6 +323,28 @@ def test_a_wrong_key_is_denied_and_no_key_is_shown(box: Box) -> None:
             assert "\n<" not in caught.value.diagnostics()
 
 
+def test_a_check_finds_an_access_that_may_only_read_before_a_training_and_writes_nothing(
+    box: Box,
+) -> None:
+    def token(**may: bool) -> str:
+        return str(
+            generate_container_sas(
+                services.Azure.account,
+                box.client.container_name,
+                account_key=box.key,
+                permission=ContainerSasPermissions(**may),
+                expiry=datetime.now(UTC) + timedelta(minutes=5),
+            )
+        )
+
+    with pytest.raises(DeniedError):
+        Store(box.url, {"sas_token": token(read=True, list=True)}).check()
+    for may in ({"read": True, "create": True}, {"read": True, "write": True, "list": True}):
+        Store(box.url, {"sas_token": token(**may)}).check()
+    box.store().check()
+    assert list(box.client.list_blob_names()) == []
+
+
 def test_a_container_that_is_not_there_is_named_and_not_made(box: Box) -> None:
     url = box.url.replace("/box-", "/none-")
     for action in (Store.check, lambda store: store.publish(CERTIFICATE)):
@@ -357,9 +383,9 @@ def test_what_the_container_says_of_its_immutability_is_reported(
             return store.retention()
 
     policy, hold = "x-ms-has-immutability-policy", "x-ms-has-legal-hold"
-    assert answer({policy: "true"}) == "an immutability policy on the container"
+    assert answer({policy: "true"}) == "an immutability policy (locked or not) on the container"
     assert answer({policy: "true", hold: "true"}) == (
-        "an immutability policy and a legal hold on the container"
+        "an immutability policy (locked or not) and a legal hold on the container"
     )
 
 
