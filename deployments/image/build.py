@@ -74,8 +74,9 @@ RECIPE: dict[str, Any] = {
         "etc/hostname", "etc/resolv.conf", "etc/fstab", "etc/mtab", "etc/issue*", "etc/motd",
     ],
     # Drivers, and whatever they need: before the root is there, and after.
-    "early": ["hv_vmbus", "virtio_blk", "virtio_scsi", "sd_mod", "hv_storvsc", "nvme", "dm-verity",
-              "squashfs", "sha256-ssse3", "sha256_generic"],
+    # Newer sizes of Azure's have their disks behind NVMe, and that behind Hyper-V's PCI bus.
+    "early": ["hv_vmbus", "virtio_blk", "virtio_scsi", "sd_mod", "hv_storvsc", "pci-hyperv", "nvme",
+              "dm-verity", "squashfs", "sha256-ssse3", "sha256_generic"],
     "late": ["virtio_net", "virtio-rng", "hv_netvsc", "hv_utils", "overlay", "nf_tables", "nft_ct",
              "nft_reject_inet"],
     # No console is read; nothing but the image's own modules, signed by Debian, is ever loaded.

@@ -51,13 +51,15 @@ SETTINGS = {
     "net/ipv4/conf/all/accept_redirects": "0",
     "net/ipv6/conf/all/accept_ra": "0",
 }
+# Of the kernel's levels: with `quiet` on the command line, what is above 3 stays off the console.
+WARNING, ERROR = 4, 3
 libc = ctypes.CDLL(None, use_errno=True)
 
 
-def say(text: str) -> None:
-    """Write a line to the kernel's log, and so to the console."""
+def say(text: str, level: int = WARNING) -> None:
+    """Write a line to the kernel's log; what is an error stands on the console, too."""
     with open("/dev/kmsg", "w", encoding="ascii", errors="replace") as log:
-        log.write(f"aicert: {text}\n")
+        log.write(f"<{level}>aicert: {text}\n")
 
 
 def mount(source: str, target: str, kind: str, flags: int, options: str) -> None:
@@ -96,7 +98,7 @@ def bring_up_network() -> None:
         cards = sorted(name for name in os.listdir("/sys/class/net") if name != "lo")
         time.sleep(0 if cards else 0.1)
     if not cards:
-        say("there is no network card")
+        say("there is no network card", ERROR)
         return
     card = cards[0]
     _interface(control, card, 0x8914, struct.pack("<H", 0x43))
@@ -133,7 +135,8 @@ def dhcp(card: str) -> dict[str, bytes]:
         link.settimeout(2)
         options = b"\x35\x01\x01\x37\x03\x01\x03\x06\xff"
         for _ in range(20):
-            link.sendto(head + options, ("255.255.255.255", 67))
+            # Some relays drop what is shorter than BOOTP's 300 bytes (RFC 1542, 2.1).
+            link.sendto((head + options).ljust(300, b"\0"), ("255.255.255.255", 67))
             try:
                 data = link.recv(2048)
             except TimeoutError:
@@ -187,7 +190,7 @@ def main() -> None:
     while True:
         child, status = os.wait()
         if child == agent.pid:
-            say(f"the agent ended: {status}")
+            say(f"the agent ended: {status}", ERROR)
             return
 
 
@@ -195,7 +198,7 @@ if __name__ == "__main__":
     try:
         main()
     except BaseException as error:
-        say(f"{type(error).__name__}: {error}")
+        say(f"{type(error).__name__}: {error}", ERROR)
     sys.stdout.flush()
     time.sleep(0.5)
     libc.reboot(0x4321FEDC)  # power off

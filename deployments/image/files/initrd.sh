@@ -5,7 +5,7 @@ PATH=/bin
 export DM_DISABLE_UDEV=1
 
 fail() {
-    echo "aicert: $1" >/dev/kmsg
+    echo "<3>aicert: $1" >/dev/kmsg # an error: it stands on the console
     sleep 1
     poweroff -f
 }
