@@ -373,7 +373,16 @@ def test_without_a_log_nothing_is_judged_by_events() -> None:
     result = reference.check_boot(None, Boot().pcrs, [signed(by_events())])
     assert not result.measured
     assert result.nearest is not None
-    assert [problem.pcr for problem in result.nearest.problems] == [0, 1, 4]
+    # PCRs 0 and 1 the document leaves open: they may be anything, and no log need explain them.
+    assert [problem.pcr for problem in result.nearest.problems] == [4]
+
+
+def test_firmware_that_hands_out_no_log_can_be_measured() -> None:
+    shape = replace(document().shapes[0], pcrs={}, unconstrained=frozenset(GOLDEN))
+    result = reference.check_boot(None, Boot().pcrs, [signed(document(shapes=(shape,)))])
+    assert result.measured
+    left_open = [found.pcr for found in result.pcrs if found.kind == "open"]
+    assert left_open == sorted(GOLDEN)
 
 
 def test_events_that_do_not_replay_to_the_quoted_value_decide_nothing() -> None:

@@ -546,6 +546,23 @@ bootlogged(
 )
 
 
+bootlogged(
+    "bootlog-good-left-open-without-a-log",
+    "verified",
+    "No log, and reference values that leave PCRs 1 and 6 open: they may be anything.",
+    lambda: booted(log=None),
+    document=lambda: reference.sign(_open_to_the_machine(), PUBLISHER),
+    answer=ANSWER,
+)
+
+
+def _open_to_the_machine() -> reference.ReferenceValues:
+    (shape,) = _by_values().shapes
+    left = {1, 6}
+    kept = {pcr: value for pcr, value in shape.pcrs.items() if pcr not in left}
+    return values(MACHINE, shapes=(replace(shape, pcrs=kept, unconstrained=frozenset(left)),))
+
+
 def _by_values() -> reference.ReferenceValues:
     pcrs = MACHINE.pcrs
     shape = reference.Shape("a machine", {p: pcrs[p] for p in (0, 1, 2, 3, 5, 6, 7)}, {},
