@@ -244,15 +244,18 @@ def _diagram(run: Run, behind: "Node | None") -> str:
     shown.sort(key=lambda item: item[0] == "input")
     if (more := len(shown) - _BOXES) > 0:
         shown = [*shown[: _BOXES - 1], ("input", f"{more + 1} more inputs", "listed below")]
-    columns = min(len(shown), 3) or 1
+    columns = 2 if len(shown) == 4 else min(len(shown), 3) or 1
     width = (360 - 8 * (columns - 1)) / columns
     start = -(-len(shown) // columns) * 56 + 16 if shown else 0
     drawn = []
     for number, (style, name, about) in enumerate(shown):
         x, y = (number % columns) * (width + 8), number // columns * 56
         drawn.append(_box(style, x, y, width, 46, [("name", name), ("small", about)]))
+        middle = x + width / 2
         if number + columns >= len(shown):  # there is no box below it
-            drawn.append(_arrow(x + width / 2, y + 46, start))
+            drawn.append(_arrow(middle, y + 46, start))
+        else:
+            drawn.append(f'<path d="M{middle:g} {y + 46:g}v10"/>')
     command = " ".join(run.start.command)
     lines = [("name", kind(run)), ("small", command), ("small", f"in {run.image.reference}")]
     drawn.append(_box("run", 0, start, 360, 62, lines))
@@ -396,7 +399,7 @@ def _details(run: Run, certificate: Certificate, verdict: Verdict | None) -> str
         made_from.append((_is(f"input {number}", what) + records, size(item.size)))
     content = _table(("made from", "size"), made_from)
     content += _table(
-        ("file of the model", "size"),
+        (f"file of the {'model' if run.job.spec.evaluation is None else 'results'}", "size"),
         [
             (_is(f"file {number}", f"{_code(file.path)}{_hex(file.sha256)}"), size(file.size))
             for number, file in enumerate(outputs.files[:_ROWS])
