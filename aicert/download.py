@@ -27,6 +27,8 @@ ATTEMPTS = 5
 
 _PUBLISHED = re.compile(r"/certificates/([0-9a-f]{64})/certificate\.json")
 _CHUNK = 1 << 16
+_LEAST = 1 << 16
+"""How many bytes of a large file must come in `TIMEOUT` seconds: nobody may keep us waiting."""
 _WAIT = 0.25
 
 
@@ -115,8 +117,8 @@ def save(
 ) -> None:
     """Write what stands at an `https://` address into a new file, at most one byte over `size`.
 
-    Where the connection breaks the rest is asked for. Whether it is the right file is for the
-    caller to find out; here it is only bounded.
+    Where the connection breaks, or hardly anything comes, the rest is asked for. Whether it is the
+    right file is for the caller to find out; here it is only bounded.
 
     Raises:
         DownloadError: the address is not one that can be asked, or not all of it comes.
@@ -133,9 +135,14 @@ def save(
                         progress(-begun)
                         begun = 0
                     length = _length(response)
+                    since, had = time.monotonic(), file.tell()
                     while file.tell() <= size and (chunk := response.read1(_CHUNK)):
                         file.write(chunk[: size + 1 - file.tell()])
                         progress(len(chunk))
+                        if (now := time.monotonic()) - since > TIMEOUT:
+                            if file.tell() - had < _LEAST:
+                                raise TimeoutError(f"hardly anything in {TIMEOUT:g} seconds")
+                            since, had = now, file.tell()
                     if file.tell() > size or length is None or file.tell() - begun == length:
                         return
                     raise OSError(f"cut after {file.tell()} bytes")

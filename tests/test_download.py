@@ -130,6 +130,37 @@ def test_an_answer_that_trickles_in_is_given_up(web: Web) -> None:
         gone.set()
 
 
+def test_a_large_file_that_trickles_in_is_given_up(
+    web: Web, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever sends a byte now and then could keep a verifier waiting for years."""
+    gone = threading.Event()
+    asked: list[str | None] = []
+
+    def slow(handler: BaseHTTPRequestHandler) -> None:
+        asked.append(handler.headers["Range"])
+        handler.send_response(200)
+        handler.send_header("Content-Length", str(1 << 40))
+        handler.end_headers()
+        try:
+            while not gone.wait(0.01):
+                handler.wfile.write(b" ")
+        except OSError:
+            pass
+
+    web.pages["/model.bin"] = slow
+    monkeypatch.setattr(download, "TIMEOUT", 0.1)
+    monkeypatch.setattr(download, "ATTEMPTS", 2)
+    monkeypatch.setattr(download, "_WAIT", 0.001)
+    try:
+        with pytest.raises(download.DownloadError, match="cannot be had") as caught:
+            download.save(f"{web.url}/model.bin", tmp_path / "model.bin", size=1 << 40)
+        assert "hardly anything" in (caught.value.got or "")
+        assert asked[0] is None and (asked[1] or "").startswith("bytes=")
+    finally:
+        gone.set()
+
+
 def test_a_redirection_is_followed_with_tls_alone(web: Web) -> None:
     web.pages["/c.json"] = page(GOOD)
     web.pages["/moved"] = page(b"", status=302, Location=f"{web.url}/c.json")
