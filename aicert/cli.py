@@ -718,6 +718,9 @@ def draw_lineage(
 )  # fmt: skip
 @click.option("--relative", type=click.FloatRange(min=0), help="The same, as a part of the value.")
 @click.option("--ignore", multiple=True, metavar="PATH", help="An output that does not count.")
+@click.option("--statement-key", type=_File,
+    help="Sign the comparison with this private key (PEM), too.",
+)  # fmt: skip
 @click.option("--root", type=click.Path(path_type=Path),
     help="A root for software TPMs that CERTIFICATE may have; by default your own CA's.",
 )  # fmt: skip
@@ -739,6 +742,7 @@ def reproduce(
     tolerance: float | None,
     relative: float | None,
     ignore: tuple[str, ...],
+    statement_key: Path | None,
     root: Path | None,
     hardware_root: Path | None,
     allow_simulated: bool,
@@ -774,6 +778,7 @@ def reproduce(
         absolute_tolerance=tolerance,
         relative_tolerance=relative,
         ignore=list(ignore),
+        statement_key=None if statement_key is None else str(statement_key.absolute()),
     )
     sys.exit(status)
 

@@ -12,7 +12,7 @@ from typing import Any
 from prefect import flow, runtime
 from prefect.states import Completed
 
-from aicert import reproduction, vsa
+from aicert import keys, reproduction, vsa
 from aicert.agent import machine as machines
 from aicert.agent.reproduce import pinned, require_image
 from aicert.agent.store import SourceError, Store
@@ -33,7 +33,7 @@ from blocks import (
 from flows.certify import clean_up, ended, own_policy, perform
 from flows.original import read
 from flows.original import weights as original_weights
-from tasks.reporting import artifact, failing_as, logger
+from tasks.reporting import StepError, artifact, failing_as, logger
 from tasks.words import code, key, key_values, table, text
 
 STEP = "compare"
@@ -67,6 +67,7 @@ def reproduce(
     absolute_tolerance: float | None = None,
     relative_tolerance: float | None = None,
     ignore: list[str] | None = None,
+    statement_key: str | None = None,
     machine: LocalMachine | HostMachine | AzureHostMachine | None = None,
     store: FolderStore | FsspecStore | AzureBlobStore | None = None,
     credentials: InputCredentials | None = None,
@@ -88,6 +89,7 @@ def reproduce(
         absolute_tolerance: How far values of tensors may be apart. None: every bit counts.
         relative_tolerance: The same, as a part of the original's value.
         ignore: Outputs that do not count, such as a file with times in it.
+        statement_key: A private key (a PEM file on the worker) to sign the comparison with.
         machine: Where to train. None is a machine on the worker's host with a software TPM.
         store: Where to publish the second certificate. None is ~/.local/state/aicert/store.
         credentials: What the sources of the inputs and of the image ask for.
@@ -100,6 +102,7 @@ def reproduce(
         place = store or FolderStore(folder=machines.default_state() / "store")
         with failing_as("original"):
             tolerance = _tolerance(absolute_tolerance, relative_tolerance)
+            signer = None if statement_key is None else keys.load_private_key(Path(statement_key))
             why = "a comparison with a tolerance"
             folder = original_weights(certificate, weights, why=why) if tolerance else None
             demanded = original_policy or policy or own_policy(where.config())
@@ -109,23 +112,29 @@ def reproduce(
             start = None if base is None else Path(base).expanduser()
             require_image(original.run, spec, base=start, secrets=secrets.get("image"))
         logger().info("reproducing certificate sha256:%s", original.certificate_digest)
-        result = perform(
-            spec,
-            base,
-            machine=where,
-            store=place,
-            secrets=secrets,
-            policy=policy,
-            publish_weights=True,
-        )
+        try:
+            result = perform(
+                spec,
+                base,
+                machine=where,
+                store=place,
+                secrets=secrets,
+                policy=policy,
+                publish_weights=True,
+            )
+        except StepError as error:
+            raise _elsewhere(error) from None
         with failing_as(STEP):
             opened = place.open()
             data = opened.read(result["digest"])
             again = (policy or own_policy(where.config())).verify(data)
             found = _compare(original, again, folder, opened, tolerance, ignore or [])
             name = f"reproduces-{original.certificate_digest}.json"
-            made = vsa.encode(reproduction.statement(found))
-            opened.publish(data, views={name: made})
+            made = reproduction.statement(found)
+            views = {name: vsa.encode(made)}
+            if signer is not None:
+                views[name.replace(".json", ".dsse.json")] = vsa.sign(made, signer)
+            opened.publish(data, views=views)
             _show(original.run.job.spec.name, found, f"{result['url']}/{name}")
             found.require()
         return Completed(
@@ -140,6 +149,18 @@ def reproduce(
         )
 
     return ended(work)  # type: ignore[no-any-return]
+
+
+def _elsewhere(error: StepError) -> StepError:
+    """Return the failure of a step with what somebody can do who has only the certificate."""
+    if error.step != "fetch" or error.transient:
+        return error
+    known = error.error
+    known.advice = (
+        "the original had it from there; where you have the same content elsewhere, name that "
+        "place (--input NAME=URI, or --base for relative paths; in Prefect `inputs` and `base`)"
+    )
+    return StepError(error.step, known, tail=error.tail)
 
 
 def _tolerance(absolute: float | None, relative: float | None) -> Tolerance | None:

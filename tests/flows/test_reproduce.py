@@ -1,5 +1,6 @@
 """Reproducing: two real runs from one certificate, compared bit by bit and tensor by tensor."""
 
+import base64
 import json
 import shutil
 import tarfile
@@ -11,8 +12,11 @@ from typing import Any
 
 import pytest
 from click.testing import CliRunner, Result
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 from prefect.client.schemas.objects import State
 
+from aicert import dsse, keys
 from aicert.cli import main
 from blocks import FolderStore, LocalMachine
 from examples.images import layout
@@ -94,7 +98,10 @@ def place(tmp_path: Path, state: Path, image: str) -> Iterator[Place]:
 
 def test_a_training_is_reproduced_bit_by_bit_from_its_certificate_alone(place: Place) -> None:
     first = place.certify(CERTIFY)
-    ended = place.reproduce(first)
+    key = ec.generate_private_key(ec.SECP256R1())
+    pem = place.folder / "key.pem"
+    pem.write_bytes(key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))
+    ended = place.reproduce(first, statement_key=str(pem))
     assert ended.is_completed(), ended.message
     assert (ended.message or "").startswith("REPRODUCED  bit by bit: 2 files")
     result = ended.result()
@@ -105,6 +112,15 @@ def test_a_training_is_reproduced_bit_by_bit_from_its_certificate_alone(place: P
     assert written["predicate"]["passedTests"] == ["metrics.json", "model.bin"]
     subjects = {item["name"]: item["digest"]["sha256"] for item in written["subject"]}
     assert subjects.keys() == {"metrics.json", "model.bin"}
+
+    # It is bound to both, and whoever believes the key need not compute anything.
+    named = {item["name"]: item.get("digest") for item in written["predicate"]["configuration"]}
+    assert named["original"] == {"sha256": first.name} and named["again"] == {"sha256": again.name}
+    signed = json.loads((again / f"reproduces-{first.name}.dsse.json").read_bytes())
+    payload = base64.b64decode(signed["payload"])
+    signature = base64.b64decode(signed["signatures"][0]["sig"])
+    keys.verify(key.public_key(), signature, dsse.pae(payload))
+    assert json.loads(payload) == written
 
     # Anybody can say the same again, from the two certificates.
     files = first / "certificate.json", again / "certificate.json"
@@ -160,6 +176,10 @@ def test_an_input_that_is_not_the_same_any_more_stops_the_run(place: Place) -> N
     ended = place.reproduce(first)
     assert ended.is_failed() and "fetch.digest" in (ended.message or "")
     assert published(place.store) == (first.name,)
+    shutil.rmtree(place.folder / "job" / "data")
+    ended = place.reproduce(first)
+    assert ended.is_failed() and "fetch.not-found" in (ended.message or "")
+    assert "--input NAME=URI" in (ended.message or "")
     # From somewhere else it is the same.
     ended = place.reproduce(first, inputs={"data": kept.as_uri()})
     assert ended.is_completed(), ended.message
@@ -171,6 +191,7 @@ def test_an_input_that_is_not_the_same_any_more_stops_the_run(place: Place) -> N
         ({"inputs": {"nothing": "file:x"}}, "reproduction.unknown-input"),
         ({"absolute_tolerance": -1}, "reproduction.tolerance"),
         ({"absolute_tolerance": 1, "weights": "/nowhere"}, "original.unreadable"),
+        ({"statement_key": "/nowhere"}, "key.invalid"),
     ],
 )
 def test_a_mistake_is_found_before_anything_is_provisioned(
