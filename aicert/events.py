@@ -36,7 +36,7 @@ MAX_LAYERS = 256
 MAX_BAR = 1e300
 """The largest bound on a metric, either way."""
 
-_UUID = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}")
+UUID = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}")
 _NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,62}")
 
 
@@ -312,7 +312,7 @@ class Job:
         """Read the JSON form."""
         reader.const("version", 1)
         run = reader.text("run", max_length=36)
-        if not _UUID.fullmatch(run):
+        if not UUID.fullmatch(run):
             raise reader.fail(f"{reader.where}.run", "is not a UUID", got=run)
         agent = reader.child("agent")
         agent.const("name", "aicert")

@@ -246,7 +246,11 @@ def check_collisions(paths: list[str]) -> None:
     for path in paths:
         other = seen.setdefault(fold(path), path)
         if other != path:
-            raise CollisionError("two paths are one file on some systems", got=f"{other}, {path}")
+            raise CollisionError(
+                "two paths are one file on some systems",
+                got=f"{other}, {path}",
+                advice="rename one of them",
+            )
     # With a slash at its end a folder is a prefix of all that lies in it, so in order of these keys
     # the next one is among them.
     keys = sorted(f"{key}/" for key in seen)

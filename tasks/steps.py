@@ -36,6 +36,13 @@ def perform(
 
         def show(message: Message) -> None:
             nonlocal position, seen
+            if message["type"] == "skipped":
+                # The agent keeps the last lines alone; the log's file has all.
+                position += message["count"]
+                if position > seen:
+                    logger().warning("%d messages of the step were not seen here", position - seen)
+                    seen = position
+                return
             position += 1
             if position > seen:
                 seen = position

@@ -6,13 +6,15 @@ again; once an event is in the TPM, a failure ends the run for good.
 """
 
 import hashlib
+import os
 import re
 import secrets as random
 import shutil
+import stat
 import threading
 import time
-from collections.abc import Callable, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable
+from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path, PurePosixPath
@@ -20,15 +22,17 @@ from typing import Any, ClassVar
 
 import aicert
 from aicert import canonical, dsse, events, log, oms, records, statement, tpm2
+from aicert.agent.asked import NONCE_BYTES, Asked
 from aicert.agent.engine import ContainerSpec, Engine, InputMount
 from aicert.agent.fetch import Fetched, InputRequest, fetch
+from aicert.agent.fetch.file import open_below
 from aicert.agent.oci import OciImage, acquire
 from aicert.agent.spec import Spec
 from aicert.agent.tpm import Ak, Quote, Tpm
 from aicert.certificate import AttestationKey, Certificate, CpuReport
 from aicert.certificate import Quote as QuoteEvidence
 from aicert.errors import Error
-from aicert.manifest import Manifest, hash_file, scan
+from aicert.manifest import Manifest, scan
 
 QUOTED_PCRS = tuple(range(16))
 """Every PCR that nobody can reset; 16 to 23 can be (PC Client Platform TPM Profile, 4.6)."""
@@ -138,6 +142,7 @@ class Run:
     boot_event_log: bytes | None = None
     cpu_report: CpuReport | None = None
     cancelled: threading.Event = field(default_factory=threading.Event)
+    stop_fetching: threading.Event = field(default_factory=threading.Event)
 
     records: list[log.Record] = field(default_factory=list)
     spec: Spec | None = None
@@ -150,17 +155,18 @@ class Run:
     certificate: bytes | None = None
     signature: bytes | None = None
 
-    def perform(self, step: str, body: Mapping[str, Any], emit: Emit) -> dict[str, Any]:
+    def perform(self, step: str, asked: Asked, emit: Emit) -> dict[str, Any]:
         """Do one step and return its record; `emit` is told of log lines and progress.
 
         Raises:
             Error: the step failed; `measured_since` tells whether it may be tried again.
         """
-        return getattr(self, f"_step_{step}")(body, emit)  # type: ignore[no-any-return]
+        return getattr(self, f"_step_{step}")(asked, emit)  # type: ignore[no-any-return]
 
     def cancel(self) -> None:
         """Stop whatever is running, as soon as it can be stopped."""
         self.cancelled.set()
+        self.stop_fetching.set()
 
     def close(self) -> None:
         """Remove the container engine's store; what was fetched and made stays."""
@@ -169,21 +175,20 @@ class Run:
 
     # -- the steps -------------------------------------------------------------------------------
 
-    def _step_job(self, body: Mapping[str, Any], emit: Emit) -> dict[str, Any]:
+    def _step_job(self, asked: Asked, emit: Emit) -> dict[str, Any]:
         del emit
-        spec = Spec.from_json(body["spec"])
-        if self.baseline is None:
-            nonce = bytes.fromhex(body["nonce"]) if body.get("nonce") else random.token_bytes(32)
-            if len(nonce) != 32:
-                raise RunError("the nonce is not 32 bytes", got=len(nonce))
-            self.base = Path(body["base"]) if body.get("base") else None
+        spec = Spec.from_json(asked.spec)
+        if not self.records:
+            self.base = asked.base
+            nonce = asked.nonce or random.token_bytes(NONCE_BYTES)
             self.baseline = self.tpm.quote(self.ak, nonce, QUOTED_PCRS)
-        elif body.get("nonce") or body.get("base"):
+        elif asked.nonce is not None or asked.base is not None:
             # Quoted at boot, before the channel's key was measured; its files were sent.
             raise RunError(
                 "this machine takes neither a nonce for the baseline nor a folder",
                 advice="its baseline was quoted at boot; send the files of the spec before the job",
             )
+        assert self.baseline is not None
         self.spec = spec
         job = events.read_event(
             {
@@ -200,25 +205,35 @@ class Run:
         self._measure(job)
         return self._record("job", 1, {"spec": canonical.sha256(spec.to_json())})
 
-    def _step_fetch(self, body: Mapping[str, Any], emit: Emit) -> dict[str, Any]:
+    def _step_fetch(self, asked: Asked, emit: Emit) -> dict[str, Any]:
         spec = self._spec
-        secrets: Mapping[str, Any] = body.get("secrets") or {}
+        stop = self.stop_fetching = threading.Event()
+        if self.cancelled.is_set():
+            stop.set()  # it was cancelled before there was this one to set
 
         def one(item: events.SpecInput) -> tuple[Fetched, events.Records | None]:
             got = fetch(
                 InputRequest(item.name, item.uri, item.revision, item.sha256),
                 self.paths.inputs / item.name,
                 base=self.base,
-                secrets=secrets.get(item.name) or {},
+                secrets=asked.secrets.get(item.name) or {},
                 partial=self.paths.partial / item.name,
                 on_event=emit,
-                cancelled=self.cancelled,
+                cancelled=stop,
             )
-            return got, self._commit(item, got, emit)
+            return got, self._commit(item, got, emit, stop)
 
         wanted = self._measured_spec.inputs
         with ThreadPoolExecutor(_PARALLEL_INPUTS) as pool:
-            brought = list(pool.map(one, wanted))
+            futures = [pool.submit(one, item) for item in wanted]
+            ended = wait(futures, return_when=FIRST_EXCEPTION).done
+            failed = [future for future in futures if future in ended and future.exception()]
+            if failed:
+                # What is wrong with one input is wrong with the run: the others may be terabytes.
+                stop.set()
+                pool.shutdown(wait=True, cancel_futures=True)
+                failed[0].result()
+            brought = [future.result() for future in futures]
         self.fetched = [got for got, _ in brought]
         # Only now, when every input is whole and right, is anything measured.
         for item, (got, committed) in zip(wanted, brought, strict=True):
@@ -254,12 +269,12 @@ class Run:
         ]
         return self._record("fetch", len(spec.inputs), {"inputs": inputs})
 
-    def _step_image(self, body: Mapping[str, Any], emit: Emit) -> dict[str, Any]:
+    def _step_image(self, asked: Asked, emit: Emit) -> dict[str, Any]:
         image = acquire(
             self._spec.image,
             base=self.base,
             into=self.paths.image,
-            secrets=(body.get("secrets") or {}).get("image"),
+            secrets=asked.secrets.get("image"),
             on_event=emit,
         )
         if self.engine is None:
@@ -281,8 +296,8 @@ class Run:
             "image", 1, {"reference": self._spec.image, "config": image.config_digest}
         )
 
-    def _step_train(self, body: Mapping[str, Any], emit: Emit) -> dict[str, Any]:
-        del body
+    def _step_train(self, asked: Asked, emit: Emit) -> dict[str, Any]:
+        del asked
         assert self.engine is not None and self.image is not None
         spec = self._measured_spec
         inputs = [
@@ -357,8 +372,8 @@ class Run:
         }
         return self._record("train", 2, summary)
 
-    def _step_outputs(self, body: Mapping[str, Any], emit: Emit) -> dict[str, Any]:
-        del body
+    def _step_outputs(self, asked: Asked, emit: Emit) -> dict[str, Any]:
+        del asked
         spec = self._measured_spec
         done, told = 0, time.monotonic()
         lock = threading.Lock()
@@ -396,8 +411,8 @@ class Run:
             },
         )
 
-    def _step_quote(self, body: Mapping[str, Any], emit: Emit) -> dict[str, Any]:
-        del body, emit
+    def _step_quote(self, asked: Asked, emit: Emit) -> dict[str, Any]:
+        del asked, emit
         assert self.baseline is not None
         run = log.parse_run(self.records)
         payload = statement.encode(run)
@@ -443,7 +458,9 @@ class Run:
         job = next(r.event for r in self.records if isinstance(r.event, events.Job))
         return job.spec
 
-    def _commit(self, item: events.SpecInput, got: Fetched, emit: Emit) -> events.Records | None:
+    def _commit(
+        self, item: events.SpecInput, got: Fetched, emit: Emit, stop: threading.Event
+    ) -> events.Records | None:
         """Commit to the records of an input as it lies on the disk, where the spec asks for it."""
         if item.records is None:
             return None
@@ -451,7 +468,7 @@ class Run:
 
         def progress(count: int) -> None:
             nonlocal done, told
-            if self.cancelled.is_set():
+            if stop.is_set():
                 raise RunError("the run was cancelled", advice="start a new run")
             done += count
             if time.monotonic() - told >= _PROGRESS_SECONDS:
@@ -520,20 +537,19 @@ class Run:
         """Return the training's metrics, or the reason why they cannot be taken."""
         if name is None:
             return None, None
-        path = self.paths.outputs / name
         try:
-            if not path.is_symlink() and not path.exists():
-                return None, None
-            size, sha256 = hash_file(path)
-            if size > MAX_METRICS_BYTES:
+            data = _read_output(self.paths.outputs, name, MAX_METRICS_BYTES + 1)
+            if len(data) > MAX_METRICS_BYTES:
                 return None, f"{name} is larger than {MAX_METRICS_BYTES} bytes: not recorded"
-            values = canonical.loads(path.read_bytes(), max_bytes=MAX_METRICS_BYTES, max_depth=4)
+            values = canonical.loads(data, max_bytes=MAX_METRICS_BYTES, max_depth=4)
+        except FileNotFoundError:
+            return None, None
         except (Error, OSError) as error:
             return None, f"{name} is not recorded: {error}"
         problem = events.metrics_problem(values)
         if problem is not None:
             return None, f"{name} {problem}: not recorded"
-        return events.Metrics(sha256, values), None
+        return events.Metrics(hashlib.sha256(data).hexdigest(), values), None
 
     def manifests(self) -> dict[str, bytes]:
         """Return the manifests that the log names, as canonical JSON: inputs, and outputs."""
@@ -544,6 +560,22 @@ class Run:
         if self.outputs is not None:
             found["outputs"] = canonical.dumps(self.outputs.to_json())
         return found
+
+
+def _read_output(folder: Path, name: str, limit: int) -> bytes:
+    """Return at most the first `limit` bytes of a file that the training wrote.
+
+    No link is followed on the way to it: it would lead to a file of the host's.
+    """
+    root = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        descriptor = open_below(root, name)
+    finally:
+        os.close(root)
+    with open(descriptor, "rb") as stream:
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            raise OSError("it is not a regular file")
+        return stream.read(limit)
 
 
 def select_outputs(tree: Manifest, patterns: tuple[str, ...]) -> tuple[Manifest, list[str]]:
@@ -567,7 +599,12 @@ def select_outputs(tree: Manifest, patterns: tuple[str, ...]) -> tuple[Manifest,
             )
     chosen = [f for f in tree.files if any(e.fullmatch(f.path) for e in expressions)]
     if len(chosen) > events.MAX_OUTPUTS:
-        raise OutputsError("too many outputs", got=len(chosen), expected=events.MAX_OUTPUTS)
+        raise OutputsError(
+            "there are too many outputs",
+            got=len(chosen),
+            expected=f"at most {events.MAX_OUTPUTS}",
+            advice="have the training pack them into fewer files, or name fewer in 'outputs'",
+        )
     kept = {file.path for file in chosen}
     return Manifest.of(chosen), [file.path for file in tree.files if file.path not in kept]
 

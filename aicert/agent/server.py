@@ -22,6 +22,7 @@ from starlette.responses import FileResponse, JSONResponse, Response, StreamingR
 from starlette.routing import Route
 
 from aicert import canonical
+from aicert.agent.asked import RequestError
 from aicert.agent.channel import (
     NONCE_BYTES,
     ChannelKey,
@@ -37,12 +38,6 @@ from aicert.reader import Reader
 MAX_BODY = 4 << 20
 OWNER_HEADER = "x-aicert-token"
 """The header by which the owner of a remote agent shows who it is."""
-
-
-class BadRequestError(Error):
-    """The request is not one that the API has."""
-
-    code = "api.request"
 
 
 def application(
@@ -86,10 +81,15 @@ def application(
         return Response(status_code=204)
 
     async def receive(request: Request) -> Response:
-        path = service.receive(request.path_params["path"])
-        with path.open("wb") as target:
-            async for chunk in request.stream():
-                await run_in_threadpool(target.write, chunk)
+        name = request.path_params["path"]
+        try:
+            with service.receive(name).open("wb") as target:
+                async for chunk in request.stream():
+                    await run_in_threadpool(target.write, chunk)
+        except OSError as error:  # a folder is there, or the disk is full
+            raise RequestError(
+                "the file cannot be kept", got=f"{name[:200]}: {error.strerror}"
+            ) from error
         return Response(status_code=204)
 
     async def health(request: Request) -> Response:
@@ -118,8 +118,6 @@ def application(
     async def step(request: Request) -> Response:
         path = request.path_params
         content = await _content(request)
-        if type(content) is not dict:
-            raise BadRequestError("the body is not an object")
         running = await run_in_threadpool(service.start, path["run"], path["step"], content)
         return StreamingResponse(_lines(running), media_type="application/x-ndjson")
 
@@ -212,16 +210,16 @@ async def _refuse(request: Request, error: Exception) -> Response:
 
 async def _content(request: Request) -> Any:
     """Read a bounded body, whatever length it declares."""
-    data = b""
+    data = bytearray()
     async for chunk in request.stream():
         data += chunk
         if len(data) > MAX_BODY:
-            raise BadRequestError("the body is too large", expected=f"at most {MAX_BODY} bytes")
-    return canonical.loads(data or b"{}", max_bytes=MAX_BODY)
+            raise RequestError("the body is too large", expected=f"at most {MAX_BODY} bytes")
+    return canonical.loads(bytes(data) or b"{}", max_bytes=MAX_BODY)
 
 
 async def _body(request: Request) -> Reader:
-    return Reader(await _content(request), "body", BadRequestError)
+    return Reader(await _content(request), "body", RequestError)
 
 
 def _lines(step: Step) -> Iterator[bytes]:

@@ -6,15 +6,17 @@ broke, or a task that is retried, changes nothing.
 """
 
 import secrets
+import sys
 import threading
 import time
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import aicert
 from aicert import log, oms
+from aicert.agent.asked import Asked, check_run
 from aicert.agent.ca import Identity
 from aicert.agent.channel import (
     Attestation,
@@ -30,6 +32,7 @@ from aicert.agent.run import (
     Paths,
     Run,
     RunError,
+    SpecMismatchError,
     StepOrderError,
 )
 from aicert.agent.tpm import Ak, Algorithm, Quote, Tpm
@@ -40,6 +43,9 @@ from aicert.manifest import check_path
 
 MAX_MESSAGES = 100_000
 """The most messages kept of one step, for those who join late; the log's file has all of it."""
+
+MAX_SAID = 64 << 20
+"""About how many bytes these may take in memory."""
 
 PING_SECONDS = 5.0
 
@@ -67,39 +73,55 @@ class Step:
     """A step as it stands: its messages so far, and how it ended."""
 
     name: str
+    asked: Asked = field(default_factory=Asked)
     changed: threading.Condition = field(default_factory=threading.Condition)
     messages: list[dict[str, Any]] = field(default_factory=list)
+    size: int = 0
     dropped: int = 0
     finished: bool = False
     failed: bool = False
 
     def say(self, message: dict[str, Any]) -> None:
-        """Add a message and wake those who listen."""
+        """Add a message and wake those who listen; the oldest go where there are too many."""
         with self.changed:
-            if len(self.messages) < MAX_MESSAGES or message["type"] in ("record", "error"):
-                self.messages.append(message)
-            else:
-                self.dropped += 1
+            self.messages.append(message)
+            self.size += _size(message)
+            if len(self.messages) > MAX_MESSAGES or self.size > MAX_SAID:
+                half = len(self.messages) // 2  # many at once, for the rest has to move up
+                del self.messages[:half]
+                self.dropped += half
+                self.size = sum(map(_size, self.messages))
             if message["type"] in ("record", "error"):
                 self.finished = True
                 self.failed = message["type"] == "error"
             self.changed.notify_all()
 
     def follow(self) -> Iterator[dict[str, Any]]:
-        """Yield every message from the first, as they come; a ping where there is silence."""
+        """Yield every message from the first that is there, as they come; a ping in silence.
+
+        Where messages are gone that were not yielded, `skipped` says how many.
+        """
         position = 0
         while True:
             with self.changed:
-                if position == len(self.messages) and not self.finished:
+                if position == self.dropped + len(self.messages) and not self.finished:
                     self.changed.wait(PING_SECONDS)
-                batch = self.messages[position:]
+                skipped = max(0, self.dropped - position)
+                batch = self.messages[position + skipped - self.dropped :]
                 over = self.finished
-            position += len(batch)
+            position += skipped + len(batch)
+            if skipped:
+                yield {"type": "skipped", "count": skipped}
             yield from batch
             if over:
                 return
             if not batch:
                 yield {"type": "ping"}
+
+
+def _size(message: dict[str, Any]) -> int:
+    """Return about how many bytes a message takes in memory."""
+    return 500 + sys.getsizeof(message.get("line", ""))
 
 
 class Service:
@@ -225,20 +247,31 @@ class Service:
                 "spent": self._spent,
             }
 
-    def start(self, run_id: str, name: str, body: Mapping[str, Any]) -> Step:
+    def start(self, run_id: str, name: str, body: Any) -> Step:
         """Start a step, or join it where it was started before.
 
         A step that failed before it had measured anything is started anew.
 
         Raises:
+            RequestError: this is not how the step is asked for.
             BusyError: the agent serves another run.
+            SpecMismatchError: the run was started with another spec, folder or nonce.
             StepOrderError: the step before this one is not done.
             SpentError: the run has failed for good.
         """
+        asked = Asked.read(name, body)
         with self._lock:
             run = self._run_for(run_id, name)
             known = self._steps.get(name)
             if known is not None and not known.failed:
+                before = known.asked
+                if (asked.spec, asked.base) != (before.spec, before.base) or (
+                    asked.nonce is not None and asked.nonce != before.nonce
+                ):
+                    raise SpecMismatchError(
+                        "the run was started with another spec, folder or nonce",
+                        advice="use another machine: this one's run is measured already",
+                    )
                 return known
             if self._spent:
                 raise SpentError(
@@ -246,15 +279,15 @@ class Service:
                     advice="start a new run: a fresh machine, a fresh log",
                 )
             for earlier in Run.STEPS[: Run.STEPS.index(name)]:
-                before = self._steps.get(earlier)
-                if before is None or not before.finished or before.failed:
+                done = self._steps.get(earlier)
+                if done is None or not done.finished or done.failed:
                     raise StepOrderError(
                         f"the step {name!r} comes after {earlier!r}, which is not done",
                         expected=" -> ".join(Run.STEPS),
                     )
-            step = self._steps[name] = Step(name)
+            step = self._steps[name] = Step(name, asked)
         threading.Thread(
-            target=self._work, args=(run, step, body), name=f"step-{name}", daemon=True
+            target=self._work, args=(run, step), name=f"step-{name}", daemon=True
         ).start()
         return step
 
@@ -275,7 +308,7 @@ class Service:
                 started["records"] = [log.Record.of(self._channel.event)]
                 started["base"] = self.received
             self._run = Run(
-                id=run_id,
+                id=check_run(run_id),
                 tpm=self._tpm,
                 ak=self._ak,
                 ak_chain=self._chain,
@@ -294,12 +327,13 @@ class Service:
             )
         return self._run
 
-    def _work(self, run: Run, step: Step, body: Mapping[str, Any]) -> None:
+    def _work(self, run: Run, step: Step) -> None:
         measured = len(run.records)
         start = time.monotonic()
         problem: Error
         try:
-            record = run.perform(step.name, body, step.say)
+            asked, step.asked = step.asked, replace(step.asked, secrets={})
+            record = run.perform(step.name, asked, step.say)
             record["milliseconds"] = round((time.monotonic() - start) * 1000)
             step.say({"type": "record", "record": record})
             return

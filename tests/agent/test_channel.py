@@ -166,6 +166,18 @@ def test_a_file_that_is_sent_stays_in_its_folder(far: Far, tmp_path: Path, name:
             client.send(name, tmp_path / "file")
 
 
+def test_a_file_in_the_place_of_a_folder_is_refused(far: Far, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("x")
+    remote = far.find()
+    with AgentClient(remote) as client:
+        client.claim(remote)
+        client.send("data/in.txt", tmp_path / "file")
+        for name in ("data", "data/in.txt/x"):
+            with pytest.raises(AgentError) as caught:
+                client.send(name, tmp_path / "file")
+            assert caught.value.code == "api.request"
+
+
 class Middle:
     """Somebody in between, with a TLS key of their own: passes everything on, both ways."""
 

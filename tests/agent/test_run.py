@@ -13,20 +13,22 @@ from typing import Any
 import pytest
 
 from aicert import canonical, log, tpm2
-from aicert.agent import machine
+from aicert.agent import machine, service
 from aicert.agent.ca import DevelopmentCa, Enrollment
 from aicert.agent.client import AgentClient, AgentError, LostAgentError
 from aicert.agent.machine import MachineConfig, MachineHandle
 from aicert.agent.run import Run, compile_pattern, select_outputs
-from aicert.agent.service import Service
+from aicert.agent.service import Service, Step
 from aicert.agent.spec import Spec, parse
 from aicert.agent.swtpm import Swtpm, manufacture
 from aicert.agent.tpm import Tpm
 from aicert.certificate import Certificate
+from aicert.errors import Error
 from aicert.manifest import File, Manifest
 from aicert.trust import TrustStore
 from aicert.verify import Assurance, Verdict, verify
 from examples.images import tiny
+from tests.agent.fetch.web import Handler, Page, Web
 from tests.support.pipeline import await_true
 
 pytestmark = pytest.mark.skipif(
@@ -202,11 +204,25 @@ def test_a_step_out_of_order_is_refused(live: Live) -> None:
 
 def test_a_step_asked_for_again_returns_the_record_that_it_made(live: Live) -> None:
     first = live.job(spec())
-    assert live.job(spec(name="other")) == first
+    assert live.job(spec()) == first
     fetched = live.step("fetch")
     assert live.step("fetch") == fetched
     health = live.client.health()
     assert health["steps"] == {"job": "done", "fetch": "done"}
+
+
+@pytest.mark.parametrize(
+    "changes", [{"spec": spec(name="other").to_json()}, {"base": "/"}, {"nonce": "00" * 32}]
+)
+def test_a_job_asked_for_again_with_something_else_is_refused(
+    live: Live, changes: dict[str, Any]
+) -> None:
+    live.job(spec())
+    asked = {"spec": spec().to_json(), "base": str(live.place)}
+    with pytest.raises(AgentError) as caught:
+        live.step("job", asked | changes)
+    assert caught.value.code == "run.other-spec"
+    assert live.step("job", asked)["step"] == "job"
 
 
 def test_a_step_that_is_running_can_be_joined_from_its_first_line(live: Live) -> None:
@@ -288,6 +304,23 @@ def test_an_input_with_another_digest_stops_the_run_and_names_the_file(live: Liv
     assert caught.value.code == "run.unknown"
 
 
+def test_an_input_that_is_wrong_stops_the_others(live: Live) -> None:
+    def slow(handler: Handler) -> bool:
+        time.sleep(0.5)
+        return False
+
+    with Web() as web:
+        web.pages["/large"] = Page(bytes(256 << 20), always=slow)
+        live.job(spec(inputs=[
+            {"name": "large", "uri": f"{web.url}/large"},
+            {"name": "wrong", "uri": "file:in.txt", "sha256": "00" * 32},
+        ]))  # fmt: skip
+        with pytest.raises(AgentError) as caught:
+            live.step("fetch")
+        assert caught.value.code == "fetch.digest-mismatch"
+        assert len(web.asked) <= 1 + 4  # to see what is there, and what was on its way
+
+
 def test_a_failed_training_ends_the_run_for_good(live: Live) -> None:
     live.job(spec("echo why it failed; exit 7"))
     for name in ("fetch", "image"):
@@ -366,6 +399,25 @@ def test_metrics_that_cannot_be_taken_are_left_out_with_a_warning(live: Live, co
     assert any("warning" in str(event.get("line")) for event in live.events)
 
 
+def test_metrics_are_not_read_through_a_link_to_the_hosts_files(live: Live, place: Path) -> None:
+    (place / "private.json").write_text('{"secret": 1}')
+    script = f"ln -s {place} /outputs/sub; ln -s {place}/private.json /outputs/m.json"
+    live.job(spec(script, metrics="sub/private.json"))
+    for name in ("fetch", "image"):
+        live.step(name)
+    summary = live.step("train")["summary"]
+    assert summary["metrics"] is None
+    assert "sub/private.json is not recorded" in summary["warning"]
+
+
+def test_metrics_may_lie_in_a_folder(live: Live) -> None:
+    live.job(spec("mkdir /outputs/sub; echo '{\"loss\": 1}' > /outputs/sub/m.json",
+                  metrics="sub/m.json"))  # fmt: skip
+    for name in ("fetch", "image"):
+        live.step(name)
+    assert live.step("train")["summary"]["metrics"] == {"loss": 1}
+
+
 def test_cancelling_stops_the_training_and_the_run(live: Live) -> None:
     live.job(spec("echo started; sleep 600"))
     for name in ("fetch", "image"):
@@ -417,12 +469,44 @@ def test_a_spec_with_a_mistake_is_refused_by_the_agent_too(live: Live) -> None:
     assert caught.value.code == "spec.invalid"
 
 
-def test_a_body_that_is_too_large_or_not_json_is_refused(live: Live) -> None:
+def test_a_request_that_the_api_does_not_have_is_refused_before_anything_is_done(
+    live: Live,
+) -> None:
     http = live.client._http
-    for content in (b"x" * (5 << 20), b"{", b'{"a":1,"a":2}', b"[1]"):
-        response = http.post(f"/runs/{live.run}/steps/job", content=content)
-        assert response.status_code == 409
-        assert "code" in response.json()["error"]
+    whole: dict[str, Any] = {"spec": spec().to_json(), "base": str(live.place)}
+    bases: list[Any] = [5, "here", "", "/a\0b", {}]
+    nonces: list[Any] = [7, "00", "ZZ" * 32, ""]
+    bad: list[Any] = [{"base": base} for base in bases] + [{"nonce": nonce} for nonce in nonces]
+    bad += [{"secrets": {}}, {"more": 1}]
+    for step, content in [
+        ("job", b"x" * (5 << 20)),
+        *(("job", content) for content in (b"{", b'{"a":1,"a":2}', b"[1]", b"null", b"\xff", b"")),
+        *(("job", canonical.dumps(whole | changes)) for changes in bad),
+        *(("fetch", canonical.dumps({"secrets": value})) for value in ("a", [1], {"data": "a"})),
+        ("train", b'{"command": ["sh"]}'),
+    ]:
+        response = http.post(f"/runs/{live.run}/steps/{step}", content=content)
+        assert response.status_code == 409, content
+        assert response.json()["error"]["code"].startswith(("api.request", "json.")), content
+    response = http.post("/runs/not-a-uuid/steps/job", content=canonical.dumps(whole))
+    assert response.json()["error"]["code"] == "api.request"
+    assert live.client.health()["run"] is None
+    live.job(spec())  # the agent is still free for a run
+
+
+def test_a_job_that_failed_after_its_baseline_may_be_tried_again(
+    inside: tuple[Swtpm, Tpm, Service], place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, tpm, service = inside
+    body = {"spec": spec().to_json(), "base": str(place)}
+
+    def refuse(pcr: int, digest: bytes) -> None:
+        raise Error("the TPM is busy")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(tpm, "extend", refuse)
+        assert list(service.start(RUN, "job", body).follow())[-1]["type"] == "error"
+    assert list(service.start(RUN, "job", body).follow())[-1]["type"] == "record"
 
 
 def test_a_dead_agent_is_a_lost_agent(config: MachineConfig, place: Path) -> None:
@@ -614,7 +698,7 @@ def test_without_a_certificate_for_its_key_no_run_begins(place: Path, short_tmp:
     with Swtpm(short_tmp / "tpm") as device, Tpm(device.tcti) as tpm:
         service = Service(tpm, state=short_tmp / "run")
         with pytest.raises(Exception, match="no certificate"):
-            service.start(str(uuid.uuid4()), "job", {})
+            service.start(str(uuid.uuid4()), "job", {"spec": {}})
 
 
 # -- pure parts --------------------------------------------------------------------------------
@@ -636,6 +720,30 @@ def test_patterns_match_as_people_expect(pattern: str, yes: list[str], no: list[
     expression = compile_pattern(pattern)
     assert all(expression.fullmatch(path) for path in yes)
     assert not any(expression.fullmatch(path) for path in no)
+
+
+@pytest.mark.parametrize(("lines", "length"), [(3000, 10), (300, 40_000)])
+def test_of_many_messages_the_last_are_kept_and_the_missing_counted(
+    monkeypatch: pytest.MonkeyPatch, lines: int, length: int
+) -> None:
+    monkeypatch.setattr(service, "MAX_MESSAGES", 1000)
+    monkeypatch.setattr(service, "MAX_SAID", 5_000_000)
+    step = Step("train")
+    early = step.follow()
+    said: list[dict[str, Any]] = [
+        {"type": "log", "line": f"{number}".ljust(length)} for number in range(lines)
+    ]
+    step.say(said[0])
+    assert next(early) == said[0]
+    for message in said[1:]:
+        step.say(message)
+    step.say({"type": "record", "record": {}})
+    assert len(step.messages) <= 1000 and step.size <= 5_000_000
+    for follower, seen in ((early, 1), (step.follow(), 0)):
+        skipped, *rest = follower
+        assert skipped["type"] == "skipped"
+        assert rest[:-1] == said[seen + skipped["count"] :] and len(rest) > 50
+        assert rest[-1]["type"] == "record"
 
 
 def test_what_no_pattern_names_is_left_out_and_told() -> None:

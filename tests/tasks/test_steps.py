@@ -71,6 +71,21 @@ def lost() -> LostAgentError:
     return LostAgentError("the connection broke")
 
 
+def test_messages_that_the_agent_has_no_more_are_counted_and_nothing_is_shown_twice(
+    said: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Forgetful(Agent):
+        def step(self, run: str, step: str, body: object, on_event: Any) -> dict[str, Any]:
+            if len(self.attempts) == 1:
+                on_event({"type": "skipped", "count": 3})
+                self.lines = self.lines[3:]
+            return super().step(run, step, body, on_event)
+
+    use(Forgetful((2, lost()), (2, None)), monkeypatch)
+    assert perform(HANDLE, "r", "train", name="m") == RECORD
+    assert said[-3:] == ["1 messages of the step were not seen here", "line 3", "line 4"]
+
+
 def test_a_step_that_is_joined_again_shows_nothing_twice(
     said: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

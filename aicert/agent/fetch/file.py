@@ -139,20 +139,29 @@ class FileSource(Source):
         """Open a listed file, step by step from the root, following no link."""
         if not file.key:
             return os.dup(self._root)
-        folder = os.dup(self._root)
         try:
-            *folders, name = file.key.split("/")
-            for step in folders:
-                inner = os.open(step, _FLAGS | os.O_NOFOLLOW | os.O_DIRECTORY, dir_fd=folder)
-                os.close(folder)
-                folder = inner
-            return os.open(name, _FLAGS | os.O_NOFOLLOW, dir_fd=folder)
+            return open_below(self._root, file.key)
         except PermissionError as error:
             raise _local(error, file.path) from error
         except OSError as error:
             raise changed(file.path, got=error.strerror) from error
-        finally:
+
+
+def open_below(root: int, path: str) -> int:
+    """Open a file below an open folder to read it, step by step, following no link.
+
+    A pipe is opened without waiting for its other end.
+    """
+    folder = os.dup(root)
+    try:
+        *folders, name = path.split("/")
+        for step in folders:
+            inner = os.open(step, _FLAGS | os.O_NOFOLLOW | os.O_DIRECTORY, dir_fd=folder)
             os.close(folder)
+            folder = inner
+        return os.open(name, _FLAGS | os.O_NOFOLLOW, dir_fd=folder)
+    finally:
+        os.close(folder)
 
 
 def _locate(uri: str, base: Path) -> Path:
