@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from aicert import card, hub, oms
+from aicert.agent.fetch import hf
 from aicert.agent.fetch.errors import redact
 from aicert.agent.fetch.source import need
 from aicert.certificate import Certificate
@@ -149,10 +150,7 @@ def push(
     oms.check(signature, verdict)
     contents = _contents(repository, data, verdict, folder, signature)
 
-    library = need("huggingface_hub", "hf")
-    # Nobody is told who pushes with what. (The package itself does not bring this module.)
-    constants: Any = need("huggingface_hub.constants", "hf")
-    constants.HF_HUB_DISABLE_TELEMETRY = True
+    library = hf.library()
     token = token or library.get_token()
     if token is None:
         raise DeniedError(

@@ -40,6 +40,18 @@ _URI = re.compile(rf"hf://(?:(datasets|models)/)?({_PART}/{_PART})(?:@([^/]+))?(
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
+def library() -> Any:
+    """Return the Hub's library, told to tell nobody who trains on what, or pushes with what.
+
+    Raises:
+        MissingExtraError: it is not installed.
+    """
+    # By its full name: `huggingface_hub.constants` is there once something has imported it.
+    constants: Any = need("huggingface_hub.constants", "hf")
+    constants.HF_HUB_DISABLE_TELEMETRY = True
+    return need("huggingface_hub", "hf")
+
+
 class HubSource(Source):
     """A model or data set, a folder of one, or one file of one."""
 
@@ -67,11 +79,7 @@ class HubSource(Source):
         self._client = Client(endpoint, {"Authorization": f"Bearer {token}"} if token else {})
         # Without a token of its own an input is read anonymously: `False` keeps the library from
         # using one that lies about on this machine.
-        library = need("huggingface_hub", "hf")
-        # Nobody is told who trains on what. (The package itself does not bring this module.)
-        constants: Any = need("huggingface_hub.constants", "hf")
-        constants.HF_HUB_DISABLE_TELEMETRY = True
-        api = library.HfApi(endpoint=endpoint, token=token or False)
+        api = library().HfApi(endpoint=endpoint, token=token or False)
         repo_type = "dataset" if prefix else "model"
         where = {"repo_id": name, "repo_type": repo_type}
         info = retry(lambda: _ask(lambda: api.repo_info(revision=revision, **where)))

@@ -175,6 +175,15 @@ def test_the_token_of_the_input_is_used_and_never_the_machines(hub: Hub, bring: 
     assert content(bring("hf://datasets/owner/set", secrets={"token": "hf_mine"}).path) == FILES
 
 
+def test_it_works_in_a_process_that_has_not_used_the_library_before() -> None:
+    # Here another test may have imported a part of the library that nobody asked for.
+    script = (
+        "from aicert.agent.fetch import hf; import sys; hf.library().HfApi; "
+        "sys.exit(not sys.modules['huggingface_hub.constants'].HF_HUB_DISABLE_TELEMETRY)"
+    )
+    subprocess.run([sys.executable, "-c", script], check=True)
+
+
 def test_a_gated_repository_says_what_to_do(hub: Hub, bring: Bring) -> None:
     page = hub.web.pages["/api/datasets/owner/set/revision/main"]
     page.faults = [refuse(403, X_Error_Code="GatedRepo")]
