@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from cryptography import x509
 
-from aicert import evaluation, links
+from aicert import evaluation, layers, links
 from aicert.assurance import MEANING
 from aicert.certificate import Certificate
 from aicert.events import Records, format_time
@@ -263,6 +263,7 @@ def verdict_text(verdict: Verdict) -> str:
             *(f"  + {clean(sentence)}" for sentence in verdict.proved),
             "Not proved:",
             *(f"  - {clean(sentence)}" for sentence in verdict.not_proved),
+            *(["Layer by layer:", layers.text(verdict)] if verdict.boot.measured else []),
         ]
     )
 

@@ -29,6 +29,31 @@ def test_a_verdict_exits_with_0_and_says_what_is_not_proved() -> None:
     assert "Not proved:" in done.stdout
 
 
+def test_what_was_measured_is_shown_layer_by_layer() -> None:
+    case = HERE / "cases" / "bootlog-good"
+    options = (f"--{name}={case / file}" for name, file in (
+        ("hardware-root", "hardware.pem"), ("policy", "policy.yaml"),
+        ("reference", "reference.json"),
+    ))  # fmt: skip
+    done = aicert("verify", str(case / "certificate.json"), *options)
+    assert done.exit_code == 0, done.stderr
+    shown = dict(
+        line.strip().split("  ", 1)
+        for line in done.stdout.partition("Layer by layer:\n")[2].splitlines()
+    )
+    assert list(shown) == [
+        "firmware", "boot", "OS image", "agent", "job", "inputs", "training", "outputs",
+    ]  # fmt: skip
+    assert (
+        shown["firmware"] == "PCR 0 as published; PCR 1 not constrained, but explained by the log"
+    )
+    assert "conformance image 1.0.0 on a machine: PCRs 4, 9, 11 as published" in shown["OS image"]
+    assert shown["inputs"].strip() == "2 digests in PCR 14"
+    # Where the boot is not measured there is nothing to say of its layers.
+    done = aicert("verify", GOOD, "--root", ROOTS, "--allow-simulated")
+    assert "Layer by layer" not in done.stdout
+
+
 def test_a_refusal_exits_with_1_and_says_what_to_do() -> None:
     done = aicert("verify", GOOD, "--root", ROOTS)
     assert done.exit_code == 1
