@@ -246,7 +246,7 @@ def _check_consistent(run: Run) -> None:
                 expected=", ".join(linked) or "an input with a certificate",
             )
         if run.end.metrics is None:
-            raise GrammarError("an evaluation reported no metrics")
+            raise GrammarError("an evaluation reported no metrics", got="none", expected="metrics")
     equal("the exit status", run.end.exit_code, 0)
     mounts = [events.Mount(item.target, item.name, writable=False) for item in spec.inputs]
     outputs = events.Mount("/outputs", None, writable=True)

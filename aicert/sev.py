@@ -234,9 +234,11 @@ def check(
             expected=parsed.report_data,
             advice="do not use this certificate: its parts come from different machines",
         )
-    if _attestation_key(runtime_data) != _numbers(key):
+    if (reported := _attestation_key(runtime_data)) != (own := _numbers(key)):
         raise SevKeyError(
             "the CPU's report is for another attestation key",
+            got=f"RSA, modulus {reported[0]:#x}",
+            expected="an ECC key" if own is None else f"RSA, modulus {own[0]:#x}",
             advice="do not use this certificate: its parts come from different machines",
         )
     # 3. AMD vouches for the chip, and the chip signed the report.

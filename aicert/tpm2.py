@@ -490,7 +490,11 @@ def parse_signature(data: bytes) -> Signature:
     if scheme == ALG_ECDSA:
         r, s = cursor.parameter(32), cursor.parameter(32)  # P-256: no AK is on another curve
         if not (0 < r < _P256_ORDER and 0 < s < _P256_ORDER):
-            raise StructureError("the signature's numbers are not in the range of its curve")
+            raise StructureError(
+                "the signature's numbers are not in the range of its curve",
+                got=f"{r:#x}, {s:#x}",
+                expected=f"from 1 to {_P256_ORDER - 1:#x}",
+            )
         encoded = encode_dss_signature(r, s)
     else:
         encoded = cursor.sized(MAX_RSA_BITS // 8)

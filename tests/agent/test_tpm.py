@@ -21,7 +21,6 @@ from tpm2_pytss import (
     ESYS_TR,
     TPM2_SU,
     TPM2B_PUBLIC,
-    TPM2B_SENSITIVE_CREATE,
     TPMA_NV,
     TPMS_ATTEST,
     TPMT_PUBLIC,
@@ -32,8 +31,8 @@ from aicert import tpm2, verify
 from aicert.agent import tpm_errors as errors
 from aicert.agent.credential import make_credential
 from aicert.agent.swtpm import Swtpm
-from aicert.agent.tpm import _AK_ATTRIBUTES, _AKS, Ak, Algorithm, EkKind, Tpm
-from tests.support.nv import define_nv, make_persistent
+from aicert.agent.tpm import Ak, Algorithm, EkKind, Tpm
+from tests.support.nv import define_nv, make_persistent, make_primary
 from tests.support.tpm import Factory, Tap, relay, run_tool
 
 ALL = range(16)
@@ -481,16 +480,6 @@ def test_a_clear_ends_the_key_and_changes_its_parent(tpm: Tpm, ak: Ak) -> None:
         tpm.quote(ak, b"", ALL)
 
 
-def primary(tpm: Tpm) -> Ak:
-    """An attestation key as a cloud's TPM has it: a primary key of the endorsement hierarchy."""
-    template = TPM2B_PUBLIC.parse(_AKS["ecc"], objectAttributes=_AK_ATTRIBUTES)
-    handle, public, *_ = esapi(tpm).create_primary(
-        TPM2B_SENSITIVE_CREATE(), template, primary_handle=ESYS_TR.ENDORSEMENT
-    )
-    encoded: bytes = public.publicArea.marshal()
-    return Ak(handle, encoded, tpm2.parse_public(encoded).name, "rsa2048")
-
-
 def test_a_clouds_key_comes_back_after_a_clear_and_can_be_told_from_ours(
     tpm: Tpm, ak: Ak, swtpm: Swtpm
 ) -> None:
@@ -503,7 +492,7 @@ def test_a_clouds_key_comes_back_after_a_clear_and_can_be_told_from_ours(
         with Tpm(swtpm.tcti) as again:
             esapi(again).clear(ESYS_TR.LOCKOUT)
             time.sleep(0.1 * len(quotes))
-            key = primary(again)
+            key = make_primary(again)
             public = tpm2.parse_public(key.public)
             message = again.quote(key, b"", ALL)
             quotes.append(tpm2.check_quote(message.message, message.signature, public))

@@ -23,6 +23,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.x509.oid import ExtendedKeyUsageOID, ObjectIdentifier
+from tpm2_pytss import ESYS_TR
 
 from aicert import canonical, dsse, events, log, statement
 from aicert.agent.ca import DevelopmentCa
@@ -39,6 +40,7 @@ from tests.support.forger import (
     selection,
     sign_tpm,
 )
+from tests.support.nv import make_primary
 
 HERE = Path(__file__).parent
 CASES = HERE / "cases"
@@ -566,6 +568,49 @@ chained(
 )
 
 
+chained(
+    "chain-leaf-is-an-ek",
+    "chain.leaf-usage",
+    "The leaf is an endorsement key's certificate, for encryption, under a root that is trusted.",
+    lambda made: _ek_chain(made),
+)
+case(
+    "chain-pinned-intermediate",
+    "trust.root",
+    "The verifier names an intermediate as a root: nothing above it would be checked.",
+    options=("--allow-simulated", "--root", "{case}/intermediate.pem"),
+    extra={"status": 3},
+)(lambda: _with_intermediate(good()))
+
+
+def _with_intermediate(made: Forger) -> tuple[Certificate, dict[str, bytes]]:
+    intermediate = x509.load_der_x509_certificate(made.chain[1])
+    pem = intermediate.public_bytes(serialization.Encoding.PEM)
+    return made.certificate(), {"intermediate.pem": pem}
+
+
+def _ek_chain(made: Forger) -> tuple[bytes, ...]:
+    old = x509.load_der_x509_certificate(made.chain[0])
+    usage = dict.fromkeys(
+        ("content_commitment", "data_encipherment", "key_cert_sign", "crl_sign", "encipher_only",
+         "decipher_only", "key_encipherment"), False,
+    )  # fmt: skip
+    new = (
+        x509.CertificateBuilder()
+        .subject_name(old.subject)
+        .issuer_name(old.issuer)
+        .public_key(made.key.public_key())
+        .serial_number(old.serial_number)
+        .not_valid_before(old.not_valid_before_utc)
+        .not_valid_after(old.not_valid_after_utc)
+        .add_extension(x509.BasicConstraints(ca=False, path_length=None), True)
+        .add_extension(x509.KeyUsage(digital_signature=True, key_agreement=True, **usage), True)
+        .add_extension(x509.ExtendedKeyUsage([forger.EK_USAGE]), False)
+        .sign(AUTHORITY.intermediate_key, hashes.SHA256())
+    )
+    return (new.public_bytes(serialization.Encoding.DER), *made.chain[1:])
+
+
 def _weak_chain(made: Forger) -> tuple[bytes, ...]:
     weak = rsa.generate_private_key(65537, 1024)
     return issue(made, leaf={"by": weak}, intermediate={"key": weak.public_key()})
@@ -681,6 +726,31 @@ keyed(
     "The public point does not lie on the curve.",
     _spoil(22, b"\x01" * 32),
 )
+
+
+keyed(
+    "ak-reserved-attribute",
+    "tpm.structure",
+    "An attribute that no TPM knows is set.",
+    _attributes(forger.AK_ATTRIBUTES | 1),
+)
+keyed("ak-scheme-sha384", "ak.key", "The key signs with SHA-384.", _spoil(14, b"\x00\x0c"))
+keyed(
+    "ak-symmetric",
+    "ak.key",
+    "The key has a symmetric algorithm, as only storage keys have: no TPM made it.",
+    lambda made: setattr(
+        made, "public", made.public[:10] + b"\x00\x06\x00\x80\x00\x43" + made.public[12:]
+    ),
+)
+
+
+@case("ak-rsa-exponent-3", "ak.key-size", "An RSA key with the exponent 3.")
+def _() -> Certificate:
+    made = good(kind="rsa")
+    made.public = made.public[:18] + b"\x00\x00\x00\x03" + made.public[22:]
+    made.name = b"\x00\x0b" + hashlib.sha256(made.public).digest()
+    return made.certificate()
 
 
 @case("ak-rsa-1024", "ak.key-size", "An attestation key of 1024 bits.")
@@ -834,6 +904,43 @@ requoted(
     "No signature.",
     lambda q: replace(q, signature=b""),
 )
+ORDER = 0xFFFFFFFF00000000FFFFFFFFFFFFFFFFBCE6FAADA7179E84F3B9CAC2FC632551
+"""That of P-256's group."""
+
+
+def _halves(signature: bytes, r: int | None, s: int | None) -> bytes:
+    """A TPMT_SIGNATURE with other numbers."""
+    old = int.from_bytes(signature[6:38], "big"), int.from_bytes(signature[40:72], "big")
+    new = [one if other is None else other for one, other in zip(old, (r, s), strict=True)]
+    return signature[:4] + b"".join(forger.tpm2b(n.to_bytes(32, "big")) for n in new)
+
+
+requoted(
+    "signature-of-zero",
+    "tpm.structure",
+    "Both numbers of the signature are zero.",
+    lambda q: replace(q, signature=_halves(q.signature, 0, 0)),
+)
+requoted(
+    "signature-beyond-the-order",
+    "tpm.structure",
+    "A number of the signature is the order of the curve, which stands for zero.",
+    lambda q: replace(q, signature=_halves(q.signature, ORDER, None)),
+)
+
+
+@case(
+    "good-signature-other-half",
+    "verified",
+    "The quote's signature has n - s for s, which is as good: a signature's bytes are no identity.",
+)
+def _() -> Certificate:
+    certificate = good().certificate()
+    s = int.from_bytes(certificate.quote.signature[40:72], "big")
+    signature = _halves(certificate.quote.signature, None, ORDER - s)
+    return replace(certificate, quote=replace(certificate.quote, signature=signature))
+
+
 requoted(
     "message-cut",
     "tpm.structure",
@@ -910,13 +1017,27 @@ for _name, _changes, _why in (
 class RealRun:
     """A run on a real software TPM, up to where the attacker wants something else."""
 
-    def __init__(self, stack: ExitStack) -> None:
+    def __init__(self, stack: ExitStack, *, cloud: bool = False) -> None:
+        """Start the TPM; `cloud`: its key is one that comes back after a restart or a clear."""
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="corpus-")))
         manufacture(folder / "tpm", DevelopmentCa.open_or_create(folder / "ca"))
         self.device = stack.enter_context(Swtpm(folder / "tpm"))
+        self.stack = stack
         self.tpm = stack.enter_context(Tpm(self.device.tcti))
-        self.ak = self.tpm.create_ak("ecc")
+        self.ak = make_primary(self.tpm) if cloud else self.tpm.create_ak("ecc")
         self.key = AttestationKey(self.ak.public, AUTHORITY.chain(self._public()))
+
+    def restart(self) -> None:
+        """Switch the machine off and on, and make its key again."""
+        self.tpm.close()
+        self.device.power_cycle()
+        self.tpm = self.stack.enter_context(Tpm(self.device.tcti))
+        self.ak = make_primary(self.tpm)
+
+    def clear(self) -> None:
+        """Clear the TPM, and make its key again."""
+        self.tpm._esapi.clear(ESYS_TR.LOCKOUT)
+        self.ak = make_primary(self.tpm)
 
     def _public(self) -> Any:
         from aicert import tpm2
@@ -1025,6 +1146,35 @@ def _() -> Certificate:
 
 
 @case(
+    "real-restarted-between-the-quotes",
+    "boot.changed",
+    "A real TPM was restarted after the baseline. Its key and its PCRs came back as they were.",
+)
+def _() -> Certificate:
+    with ExitStack() as stack:
+        run = RealRun(stack, cloud=True)
+        baseline, records = run.begin(b"\x01" * 32)
+        run.restart()
+        run.extend(records)
+        return run.finish(baseline, records)
+
+
+@case(
+    "real-cleared-between-the-quotes",
+    "boot.changed",
+    "A real TPM was cleared after the baseline. Its key came back, its count of resets did not.",
+)
+def _() -> Certificate:
+    with ExitStack() as stack:
+        run = RealRun(stack, cloud=True)
+        run.restart()
+        baseline, records = run.begin(b"\x01" * 32)
+        run.clear()
+        run.extend(records)
+        return run.finish(baseline, records)
+
+
+@case(
     "real-second-run-in-one-boot",
     "verified",
     "A second run in one boot: PCRs 8 and 14 hold the first, and the baseline says so.",
@@ -1102,6 +1252,12 @@ replaced(
     "log.grammar",
     "The input's content is not the one that the spec demands.",
     lambda listed: [listed[0], replace(listed[1], sha256="77" * 32), *listed[2:]],
+)
+replaced(
+    "finished-before-it-started",
+    "log.grammar",
+    "The run ended before it began.",
+    lambda listed: [*listed[:6], replace(listed[6], finished_on=STARTED - timedelta(seconds=1))],
 )
 replaced(
     "other-command",
@@ -1579,6 +1735,13 @@ filed(
     "A link to a file outside: what is read may change after the check.",
     {**MODEL, "model.safetensors": {"link": "../outside", "content": "weights"}},
 )
+filed(
+    "collision",
+    "manifest.collision",
+    "A file whose name is that of a certified one on systems that do not tell case apart.",
+    {**MODEL, "Metrics.json": "{}"},
+)
+filed("control-character", "manifest.path", "A name that breaks a line.", {**MODEL, "a\nb": ""})
 filed("fifo", "manifest.link", "A pipe, which would hang a reader.", {**MODEL, "x": {"fifo": True}})
 filed(
     "renamed",
@@ -1618,7 +1781,7 @@ def write(target: Path) -> None:
 
 if __name__ == "__main__":
     # Its cases register with the module `build`, which is another than this script.
-    from tests.conformance import build, demands
+    from tests.conformance import build, linked
 
-    build.write(demands.HERE)
+    build.write(linked.HERE)
     print(f"{len(build.CASES_LIST)} cases in {CASES}")

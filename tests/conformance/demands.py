@@ -233,6 +233,21 @@ policy(
     lambda: _with(1, uri="https://data.example/ours/../theirs/x"),
 )
 policy(
+    "input-required-by-a-uri-encoded-twice",
+    "policy.inputs.require",
+    "The URI leaves the allowed place on a server that decodes it twice.",
+    BASE + 'inputs:\n  require: [{uri: "https://data.example/ours/**"}]\n',
+    lambda: _with(1, uri="https://data.example/ours/%252e%252e%2ftheirs/x"),
+)
+policy(
+    "input-forbidden-by-uri-with-a-user",
+    "policy.inputs.forbid",
+    "An input came from a place that is forbidden, with a user's name before the host, a dot and a "
+    "port behind it.",
+    BASE + 'inputs:\n  forbid: [{uri: "https://bad.example/**"}]\n',
+    lambda: _with(1, uri="https://somebody@bad.example.:0443?x"),
+)
+policy(
     "input-forbidden-by-digest",
     "policy.inputs.forbid",
     "An input with this root was used.",
@@ -528,6 +543,19 @@ bootlogged(
     answer=ANSWER,
 )
 bootlogged(
+    "bootlog-good-inactive-banks",
+    "verified",
+    "The log's header lists three banks, of which SHA-384 is not active: no event has its digest.",
+    lambda: booted(log=_banks(MACHINE.events, active=(0x0004, 0x000B))),
+    answer=ANSWER,
+)
+bootlogged(
+    "bootlog-event-without-sha256",
+    "bootlog.no-sha256",
+    "The events have SHA-1 digests alone, though the log's header lists SHA-256.",
+    lambda: booted(log=_banks(MACHINE.events, active=(0x0004,))),
+)
+bootlogged(
     "bootlog-good-without-references",
     "verified",
     "The log replays, and nobody says what it should hold: the boot is explained, not measured.",
@@ -570,8 +598,11 @@ def _by_values() -> reference.ReferenceValues:
     return values(MACHINE, shapes=(shape,))
 
 
-def _banks(events: Iterable[tuple[int, bytes]]) -> bytes:
-    """The log with three banks: SHA-1, SHA-256, SHA-384."""
+def _banks(
+    events: Iterable[tuple[int, bytes]], active: Iterable[int] = (0x0004, 0x000B, 0x000C)
+) -> bytes:
+    """The log with three banks, SHA-1, SHA-256, SHA-384, and digests for those that are active."""
+    active = tuple(active)
     sizes = {0x0004: 20, 0x000B: 32, 0x000C: 48}
     banks = b"".join(a.to_bytes(2, "little") + n.to_bytes(2, "little") for a, n in sizes.items())
     head = b"Spec ID Event03\x00" + bytes([0, 0, 0, 0, 0, 2, 0, 2])
@@ -579,8 +610,9 @@ def _banks(events: Iterable[tuple[int, bytes]]) -> bytes:
     parts = [bytes(4), (3).to_bytes(4, "little"), bytes(20), len(head).to_bytes(4, "little"), head]
     for pcr, digest in events:
         parts += [pcr.to_bytes(4, "little"), (0x80000003).to_bytes(4, "little")]
-        parts.append(len(sizes).to_bytes(4, "little"))
-        for algorithm, size in sizes.items():
+        parts.append(len(active).to_bytes(4, "little"))
+        for algorithm in active:
+            size = sizes[algorithm]
             value = digest if size == 32 else b"\x5a" * size
             parts += [algorithm.to_bytes(2, "little"), value]
         parts += [(1).to_bytes(4, "little"), b"?"]

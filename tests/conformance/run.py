@@ -42,6 +42,11 @@ def names() -> list[str]:
     return sorted(path.name for path in (HERE / "cases").iterdir())
 
 
+def expected(name: str) -> str:
+    """Return what a verifier must say of a case."""
+    return str(json.loads((HERE / "cases" / name / "case.json").read_text())["expect"])
+
+
 def prepare(name: str, folder: Path) -> Prepared:
     """Put the files of a case into `folder`; links and pipes are made here, not kept in git."""
     source = HERE / "cases" / name

@@ -1,10 +1,18 @@
-"""What only a test writes into a TPM: NV memory, and keys at persistent handles."""
+"""What only a test makes in a TPM: NV memory, keys at persistent handles, primary keys."""
 
 from typing import Any
 
-from tpm2_pytss import ESYS_TR, TPM2B_NV_PUBLIC, TPMA_NV, TPMS_NV_PUBLIC
+from tpm2_pytss import (
+    ESYS_TR,
+    TPM2B_NV_PUBLIC,
+    TPM2B_PUBLIC,
+    TPM2B_SENSITIVE_CREATE,
+    TPMA_NV,
+    TPMS_NV_PUBLIC,
+)
 
-from aicert.agent.tpm import Ak, Tpm
+from aicert import tpm2
+from aicert.agent.tpm import _AK_ATTRIBUTES, _AKS, Ak, Tpm
 
 
 def define_nv(tpm: Tpm, index: int, content: bytes, attributes: Any = None) -> None:
@@ -22,3 +30,16 @@ def make_persistent(tpm: Tpm, handle: int) -> Ak:
     ak = tpm.create_ak("rsa")
     tpm._esapi.evict_control(ESYS_TR.OWNER, ESYS_TR(ak.handle), handle)
     return ak
+
+
+def make_primary(tpm: Tpm) -> Ak:
+    """Make an attestation key as a cloud's TPM has it: a primary one of the endorsement hierarchy.
+
+    Made again, also after a restart or TPM2_Clear, it is the same key.
+    """
+    template = TPM2B_PUBLIC.parse(_AKS["ecc"], objectAttributes=_AK_ATTRIBUTES)
+    handle, public, *_ = tpm._esapi.create_primary(
+        TPM2B_SENSITIVE_CREATE(), template, primary_handle=ESYS_TR.ENDORSEMENT
+    )
+    encoded: bytes = public.publicArea.marshal()
+    return Ak(handle, encoded, tpm2.parse_public(encoded).name, "rsa2048")
