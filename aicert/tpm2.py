@@ -281,7 +281,8 @@ class Public:
         Raises:
             AttributesError: it is not.
             KeySizeError: it is on a curve that attestation keys may not have.
-            AkError: it has a symmetric algorithm, which only storage keys have.
+            AkError: its Name is not a SHA-256, or it has a symmetric algorithm, which only storage
+                keys have.
         """
         a = Attributes
         needed = a.FIXED_TPM | a.FIXED_PARENT | a.SENSITIVE_DATA_ORIGIN | a.RESTRICTED | a.SIGN
@@ -297,6 +298,12 @@ class Public:
                 "the attestation key's curve is not accepted",
                 got=self.key.curve.name,
                 expected="secp256r1 (P-256)",
+            )
+        if self.name_algorithm != ALG_SHA256:
+            raise AkError(
+                "the attestation key is not named with SHA-256",
+                got=_HASH_NAMES[self.name_algorithm],
+                expected="SHA-256",
             )
         # No TPM makes a signing key with one (Part 2, 12.2.3.5 and 12.2.3.6): it was made up.
         if self.symmetric_bits is not None:

@@ -116,6 +116,7 @@
     // restricted, sign, fixedTPM, fixedParent, sensitiveDataOrigin; not decrypt
     const needed = [1, 4, 5, 16, 18].every((bit) => (attributes >>> bit) & 1);
     demand(needed && !((attributes >>> 17) & 1), "the key is not an attestation key");
+    demand(!(attributes & ~0x000f0ff6), "the key has attributes that no TPM knows");
     cursor.sized();
     demand(cursor.number(2) === 0x0010, "the attestation key has a symmetric algorithm");
     const scheme = cursor.number(2);

@@ -734,6 +734,7 @@ keyed(
     "An attribute that no TPM knows is set.",
     _attributes(forger.AK_ATTRIBUTES | 1),
 )
+keyed("ak-name-sha384", "ak.key", "The key's Name uses SHA-384.", _spoil(2, b"\x00\x0c"))
 keyed("ak-scheme-sha384", "ak.key", "The key signs with SHA-384.", _spoil(14, b"\x00\x0c"))
 keyed(
     "ak-symmetric",
