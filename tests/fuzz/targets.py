@@ -8,6 +8,7 @@ input that was kept means the same tomorrow.
 import base64
 import gzip
 import hashlib
+import io
 import json
 import os
 import struct
@@ -39,7 +40,9 @@ from aicert import (
     proof,
     records,
     reference,
+    sev,
     statement,
+    tensors,
     timestamp,
     tpm2,
     uri_pattern,
@@ -50,7 +53,7 @@ from aicert.errors import Error
 from aicert.trust import Pin, TrustStore
 from tests.fuzz import mutate
 from tests.fuzz.mutate import frame, tlv, unframe
-from tests.support import forger
+from tests.support import forger, snp
 from tests.support.forger import Authority, Forger
 
 HERE = Path(__file__).parent
@@ -459,6 +462,100 @@ def boot_stress() -> list[bytes]:
 target("bootlog", run_bootlog, lambda: [boot_log(), boot_log() + bytes(64), boot_header()
        + boot_event(0, 4, b""), boot_header(((4, 20), (0x0B, 32), (0x0C, 48)))],
        mutate.octets, boot_stress)  # fmt: skip
+
+# -- a CPU's report --------------------------------------------------------------------------------
+
+
+@cache
+def amd() -> snp.Amd:
+    """AMD, as far as the fuzzer goes."""
+    chip = ec.derive_private_key(7, ec.SECP384R1())
+    return snp.Amd(ark_key=rsa_key(), ask_key=rsa_key(), vcek_key=chip)
+
+
+def run_sev(data: bytes) -> None:
+    parts = unframe(data)
+    if len(parts) < 3:
+        return
+    report, document, *chain = parts
+    root = hashlib.sha256(chain[-1]).hexdigest()
+    before = dict(sev.ROOTS)
+    sev.ROOTS.setdefault(root, "Milan")
+    try:
+        found = sev.check(report, document, chain, key=rsa_key().public_key(), at=TIMES)
+    finally:
+        sev.ROOTS.clear()
+        sev.ROOTS.update(before)
+    assert report[0x50:0x90] == hashlib.sha256(document).digest() + bytes(32)
+    assert report[0x30:0x34] == bytes(4) and not report[0x0A] & 0x0C  # VMPL 0; policy bits 18, 19
+    assert b"HCLAkPub" in document and found.measurement == report[0x90:0xC0].hex()
+
+
+def sev_mutant(random: Random, data: bytes) -> bytes:
+    """Change a part; or the report or the document, and have the chip sign what came of it."""
+    parts = unframe(data)
+    if len(parts) < 3 or random.random() < 0.4:
+        return mutate.framed(mutate.der if random.random() < 0.5 else mutate.octets)(random, data)
+    report, document, *chain = parts
+    if random.random() < 0.5:
+        document = mutate.document(random, document)
+    else:
+        report = mutate.octets(random, report)
+    changed = bytearray(report[: sev.REPORT_BYTES].ljust(sev.REPORT_BYTES, b"\0"))
+    changed[0x50:0x90] = hashlib.sha256(document).digest() + bytes(32)
+    return frame([snp.signed(changed, amd().vcek_key), document, *chain])
+
+
+def sev_seeds() -> list[bytes]:
+    """What a confidential machine brings."""
+    made = amd().evidence(rsa_key().public_key())
+    return [frame([made.report, made.runtime_data, *made.chain])]
+
+
+target("sev", run_sev, sev_seeds, sev_mutant, lambda: [
+    frame([bytes(sev.REPORT_BYTES), b"[" * 8192, *amd().chain()]),
+    frame([bytes(1 << 20), bytes(1 << 20), bytes(1 << 20)]),
+])  # fmt: skip
+
+# -- weights ---------------------------------------------------------------------------------------
+
+
+def run_tensors(data: bytes) -> None:
+    found, metadata = tensors.read_header(io.BytesIO(data))
+    at = 8 + int.from_bytes(data[:8], "little")
+    for tensor in found.values():
+        assert tensor.begin == at <= tensor.end <= len(data)
+        at = tensor.end
+    assert at == len(data) and all(isinstance(text, str) for text in metadata.values())
+
+
+def safetensors(header: bytes, content: bytes = b"") -> bytes:
+    """A file of the format."""
+    return len(header).to_bytes(8, "little") + header + content
+
+
+TENSORS = canonical.dumps(
+    {
+        "__metadata__": {"format": "pt"},
+        "a": {"dtype": "F32", "shape": [2, 3], "data_offsets": [0, 24]},
+        "b": {"dtype": "BF16", "shape": [], "data_offsets": [24, 26]},
+    }
+)
+
+
+def tensors_mutant(random: Random, data: bytes) -> bytes:
+    """Change the file, or its header with the length before it."""
+    if random.random() < 0.2:
+        return mutate.octets(random, data)
+    length = int.from_bytes(data[:8], "little")
+    return safetensors(mutate.document(random, data[8 : 8 + length]), data[8 + length :])
+
+
+target("tensors", run_tensors, lambda: [safetensors(TENSORS, bytes(26)), safetensors(b"{}")],
+       tensors_mutant, lambda: [
+           safetensors(b'{"a":[' + b"[]," * 330_000 + b"0]}"), safetensors(b"[" * (1 << 20)),
+           safetensors(b'{"a":"' + bytes(60 << 20) + b'"}'), b"\xff" * 16,
+       ])  # fmt: skip
 
 # -- the whole -------------------------------------------------------------------------------------
 

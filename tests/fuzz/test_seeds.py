@@ -9,7 +9,7 @@ from tests.fuzz.targets import TARGETS, json_stress
 
 RUNS = {"verify": 60, "verify-signed": 80, "card": 120, "certificate": 60, "log": 250,
         "chain": 500, "chain-signed": 400, "oms": 400, "records": 600}  # fmt: skip
-ONE_CODE = {"policy", "pattern"}  # the parser has one code for every mistake
+ONE_CODE = {"policy", "pattern", "tensors"}  # the parser has one code for every mistake
 
 LARGE = [
     name for name, one in TARGETS.items() if name not in ("verify", "certificate", "canonical")

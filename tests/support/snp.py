@@ -135,10 +135,15 @@ class Report:
         data[0xE0:0x110] = self.id_key_digest
         data[0x180:0x188] = self.tcb
         data[0x1A0:0x1E0] = self.chip
-        signature = key.sign(bytes(data[:0x2A0]), ec.ECDSA(hashes.SHA384()))
-        for place, value in zip((0x2A0, 0x2E8), decode_dss_signature(signature), strict=True):
-            data[place : place + 72] = value.to_bytes(72, "little")
-        return bytes(data)
+        return signed(data, key)
+
+
+def signed(data: bytearray, key: Any) -> bytes:
+    """A report with the signature of a chip's key."""
+    signature = key.sign(bytes(data[:0x2A0]), ec.ECDSA(hashes.SHA384()))
+    for place, value in zip((0x2A0, 0x2E8), decode_dss_signature(signature), strict=True):
+        data[place : place + 72] = value.to_bytes(72, "little")
+    return bytes(data)
 
 
 def hcl(evidence: CpuReport, *, kind: int = 2, hash_type: int = 1, size: int = 2600) -> bytes:
