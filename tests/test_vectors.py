@@ -173,7 +173,9 @@ def test_azure_confidential_vm_quote_is_by_the_key_in_its_report() -> None:
 def confidential_vm() -> tuple[bytes, bytes, tuple[bytes, ...], Any]:
     """The CPU's report, the document under it, AMD's certificates, the attestation key."""
     evidence = json.loads(read("azure-cvm-snp/evidence-v0.json"))
-    report, document = unwrap(bytes(evidence["report"]))
+    unwrapped = unwrap(bytes(evidence["report"]))
+    assert unwrapped is not None
+    report, document = unwrapped
     ask, ark = cx509.load_pem_x509_certificates(read("azure-cvm-snp/milan_ask_ark_asvk.pem"))[:2]
     vcek = der(evidence["vcek"].encode())
     chain = (vcek, *(certificate.public_bytes(Encoding.DER) for certificate in (ask, ark)))

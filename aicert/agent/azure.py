@@ -54,7 +54,7 @@ _MAX_URLS = 4
 # The container of the report, as it stands in the NV index: Azure calls it the HCL report.
 _HEAD = struct.Struct("<4sIII16x")  # signature, version, size, type of request
 _INNER = struct.Struct("<5I")  # size, version, type of report, hash, size of the document
-_SNP = 2
+_SNP, _TRUSTED_VM = 2, 3
 _SHA256 = 1
 
 Get = Callable[[str, dict[str, str]], bytes]
@@ -204,7 +204,10 @@ def cpu_report(
     """
     if not tpm.has_nv(REPORT_INDEX):
         return None
-    report, document = unwrap(tpm.read_nv(REPORT_INDEX))
+    wrapped = unwrap(tpm.read_nv(REPORT_INDEX))
+    if wrapped is None:
+        return None
+    report, document = wrapped
     address = f"{metadata}{_CERTIFICATION}"
     try:
         answer: Any = json.loads((get or _get_directly)(address, {"Metadata": "true"}))
@@ -231,10 +234,11 @@ def cpu_report(
     return CpuReport(report, document, chain)
 
 
-def unwrap(data: bytes) -> tuple[bytes, bytes]:
+def unwrap(data: bytes) -> tuple[bytes, bytes] | None:
     """Take AMD's report, and the document that it is over, out of what the NV index holds.
 
-    Nothing authenticates the wrapping, so it is left behind.
+    Nothing authenticates the wrapping, so it is left behind. None where no CPU reports: the
+    document of a VM with Trusted Launch alone.
 
     Raises:
         CpuReportError: it is malformed, or of another kind of CPU.
@@ -251,6 +255,8 @@ def unwrap(data: bytes) -> tuple[bytes, bytes]:
             "the CPU's report is malformed",
             got=f"{signature!r}, version {version}, {size} bytes of {len(data) - start}",
         )
+    if kind == _TRUSTED_VM:
+        return None
     if kind != _SNP or digest != _SHA256:
         raise CpuReportError(
             "the report is of a kind of CPU that is not supported",

@@ -200,6 +200,16 @@ def test_a_report_that_verifiers_would_refuse_is_refused_before_a_training(
     assert "sev." in (caught.value.got or "")
 
 
+def test_a_document_over_which_no_cpu_reports_is_that_of_a_machine_without(
+    vm: Vm, amd: Amd, web: Web
+) -> None:
+    wrapped = bytearray(hcl(amd, vm.key))
+    wrapped[32 + 1184 + 8] = 3  # the type of the report
+    define_nv(vm.tpm, azure.REPORT_INDEX, bytes(wrapped))
+    assert azure.cpu_report(vm.tpm, vm.tpm.open_ak(azure.AK_HANDLE), metadata=web.url) is None
+    assert web.asked == []
+
+
 def test_a_container_that_is_malformed_or_of_another_cpu_is_refused(amd: Amd, vm: Vm) -> None:
     evidence = amd.evidence(vm.key)
     good = snp.hcl(evidence)
