@@ -177,6 +177,40 @@ def test_what_azure_refuses_is_how_the_run_fails_with_what_to_do(azure: Azure) -
     azure.assert_nothing_is_left()
 
 
+def test_passing_troubles_of_azures_do_not_keep_a_run_from_its_certificate(azure: Azure) -> None:
+    before = len(azure.arm.requests)
+    azure.arm.faults = [
+        Fault("PUT", "virtualMachines", 429, "TooManyRequests", headers={"Retry-After": "0"}),
+        Fault("PUT", "virtualMachines", None, after=True),  # it is made, and the reply is lost
+        Fault("GET", "virtualMachines", 503, "ServerBusy", headers={"Retry-After": "0"}),
+        Fault("DELETE", "virtualMachines", 503, "ServerBusy", headers={"Retry-After": "0"}),
+    ]
+    azure.arm.looks = 20  # and nothing there is quick, deleting least of all
+    state = azure.run()
+    azure.arm.looks = 1
+    assert state.is_completed(), state.message
+    assert azure.arm.faults == []
+    made = [path for verb, path in azure.arm.requests[before:] if verb == "PUT"]
+    assert len({path for path in made if "virtualMachines" in path}) == 1
+    name = f"models/certificates/{state.result()['digest']}/certificate.json"
+    data = azure.container.download_blob(name).readall()
+    root = azure.policy.hardware_roots
+    assert root is not None
+    trust = TrustStore.builtin().with_roots(root, "hardware")
+    assert verify(data, trust=trust).assurance is Assurance.HARDWARE
+    azure.assert_nothing_is_left()
+
+
+def test_an_allocation_that_fails_ends_the_run_with_what_to_do_and_leaves_nothing(
+    azure: Azure,
+) -> None:
+    azure.arm.allocation_fails = ("AllocationFailed", "We do not have sufficient capacity")
+    state = azure.run()
+    azure.arm.allocation_fails = None
+    assert "[azure-vm.capacity]" in str(state.message) and "zone or region" in str(state.message)
+    azure.assert_nothing_is_left()
+
+
 def test_an_input_outside_of_the_specs_folder_is_not_sent(azure: Azure) -> None:
     (azure.job.parent / "elsewhere").mkdir(exist_ok=True)
     spec = write_spec(azure.job, image="oci:image", input={"uri": "file:../elsewhere"})
