@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -27,8 +26,9 @@ from tests.support.arm import (  # fmt: skip
     Credential,
     Fault,
 )
+from tests.support.azure import ROLES as ROLES_FILE
+from tests.support.azure import least_rights
 
-ROOT = Path(__file__).parents[2]
 RUN = "6f1c0a52-6a2e-4c39-9a0f-0d6ad8f3b7c1"
 NAME = f"aicert-{RUN}"
 VM = f"{PREFIX}/Microsoft.Compute/virtualMachines/{NAME}"
@@ -630,7 +630,7 @@ def test_a_look_names_every_right_and_provider_that_is_missing(arm: Arm, config:
     assert "az provider register" in found["providers"].advice
 
 
-ROLES = json.loads((ROOT / "deployments" / "azure" / "roles.json").read_text())
+ROLES = json.loads(ROLES_FILE.read_text())
 
 
 def test_the_roles_are_exactly_what_the_code_needs() -> None:
@@ -657,18 +657,9 @@ def test_the_roles_are_enough_where_they_are_given_and_nothing_is_in_them_for_no
     arm.skus, arm.usages = [sku(config.size)], [usage(100, 0), REGION]
     for place in (SECURITY_GROUP, IDENTITY):
         arm.resources[place.lower()] = {"id": place, "name": place.rpartition("/")[2]}
-    # Each role at the scope that it is meant for, and no other right.
-    arm.permissions = {
-        scope: [(ROLES[name]["actions"], [])]
-        for scope, name in {
-            f"/subscriptions/{SUBSCRIPTION}": "aicert looker",
-            GROUP_ID: "aicert runs",
-            SUBNET: "aicert network",
-            SECURITY_GROUP: "aicert network",
-            IMAGE.partition("/images/")[0]: "aicert image reader",
-            IDENTITY: "aicert identity user",
-        }.items()
-    }
+    arm.permissions = least_rights()
+    for scope, name in ((SECURITY_GROUP, "aicert network"), (IDENTITY, "aicert identity user")):
+        arm.permissions[scope] = [(ROLES[name]["actions"], [])]
     public = replace(config, public=True, security_group=SECURITY_GROUP, identity=IDENTITY)
     machines = vms(public)
     assert [

@@ -153,7 +153,7 @@ def test_confidential_machines_make_a_policy_that_demands_the_cpus_word(
         judged(snp.with_report(plain, own).encode(), out)
 
 
-@pytest.mark.parametrize("loader", LATER)
+@pytest.mark.parametrize("loader", LATER, ids=["kernel", "call", "both"])
 def test_firmware_may_leave_out_of_pcr_4_what_is_not_the_image(
     tmp_path: Path, image: Path, forger: Forger, trust: TrustStore, loader: bytes
 ) -> None:

@@ -38,6 +38,7 @@ SUBNET = f"{PREFIX}/Microsoft.Network/virtualNetworks/net/subnets/runs"
 IMAGE_DEFINITION = f"{PREFIX}/Microsoft.Compute/galleries/gal/images/aicert"
 IMAGE = f"{PREFIX}/Microsoft.Compute/galleries/gal/images/aicert/versions/1.0.0"
 TOKEN = "a-token-of-the-worker"
+Rights = dict[str, list[tuple[list[str], list[str]]]]
 OPERATION = r"/locations/[^/]+/(?:\w*operations)/[0-9a-f]{32}$"
 
 VM = "microsoft.compute/virtualmachines"
@@ -183,7 +184,7 @@ class Arm:
         self._lock = threading.RLock()
         self.providers = dict.fromkeys(PROVIDERS, "Registered")
         # By scope, and for all below it: the roles of the caller, as (actions, not actions).
-        self.permissions: dict[str, list[tuple[list[str], list[str]]]] = {"": [(["*"], [])]}
+        self.permissions: Rights = {"": [(["*"], [])]}
         image = {
             "osState": "Specialized",
             "hyperVGeneration": "V2",

@@ -28,11 +28,22 @@ from aicert.agent.swtpm import Swtpm
 from aicert.agent.tpm import Tpm
 from blocks import AzureMachine
 from tests.support import tls
-from tests.support.arm import GROUP, IMAGE, SUBNET, SUBSCRIPTION, Arm, Credential
+from tests.support.arm import (
+    GROUP,
+    IMAGE,
+    PREFIX,
+    SUBNET,
+    SUBSCRIPTION,
+    Arm,
+    Credential,
+    Rights,
+)
 from tests.support.forger import Authority
 from tests.support.nv import define_nv, make_persistent
 from tests.support.snp import Amd
 from tests.support.tpm import Factory, relay
+
+ROLES = Path(__file__).parents[2] / "deployments" / "azure" / "roles.json"
 
 
 class Web:
@@ -159,6 +170,20 @@ class Cloud:
         self._machines.clear()
 
 
+def least_rights() -> Rights:
+    """The roles of a worker, each at the scope that it is meant for, and no other right."""
+    roles = json.loads(ROLES.read_text())
+    return {
+        scope: [(roles[name]["actions"], [])]
+        for scope, name in {
+            f"/subscriptions/{SUBSCRIPTION}": "aicert looker",
+            PREFIX.removesuffix("/providers"): "aicert runs",
+            SUBNET: "aicert network",
+            IMAGE.partition("/images/")[0]: "aicert image reader",
+        }.items()
+    }
+
+
 @contextmanager
 def made_up_cloud(folder: Path) -> Iterator[tuple[Arm, Cloud]]:
     """Stand in for Azure: resource manager, identities, and machines that really run an agent."""
@@ -168,6 +193,7 @@ def made_up_cloud(folder: Path) -> Iterator[tuple[Arm, Cloud]]:
     with socket.create_server(("127.0.0.1", 0)) as probe:
         port = int(probe.getsockname()[1])
     arm = Arm(files)
+    arm.permissions = least_rights()
     cloud = Cloud(Factory(folder / "factory"), authority, files, folder, port)
     arm.address = "127.0.0.1"
     arm.on_made, arm.on_deleted = cloud.boot, cloud.end
