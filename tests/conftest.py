@@ -1,17 +1,15 @@
 """What every test has: a guard against the outside world, short paths for sockets, one server."""
 
 import atexit
-import ipaddress
 import os
 import shutil
-import socket
-import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
+
+from tests.support import guard
 
 # Before Prefect is imported: its settings are read once.
 os.environ.setdefault("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
@@ -20,37 +18,7 @@ if "PREFECT_HOME" not in os.environ:
     atexit.register(shutil.rmtree, os.environ["PREFECT_HOME"], ignore_errors=True)
 
 _outside: list[str] = []
-
-
-def _loopback(host: object) -> bool:
-    if host in (None, "", "localhost"):
-        return True
-    try:
-        return ipaddress.ip_address(str(host).partition("%")[0]).is_loopback
-    except ValueError:
-        return False
-
-
-def _audit(event: str, arguments: tuple[Any, ...]) -> None:
-    """Refuse what would leave this machine: connections and name look-ups."""
-    if event == "socket.connect":
-        family, address = arguments[0].family, arguments[1]
-        if family in (socket.AF_INET, socket.AF_INET6) and not _loopback(address[0]):
-            _refuse(f"a connection to {address!r}")
-    elif event == "socket.getaddrinfo" and not _loopback(arguments[0]):
-        try:
-            ipaddress.ip_address(str(arguments[0]))
-        except ValueError:
-            if str(arguments[0]) != socket.gethostname():
-                _refuse(f"a look-up of {arguments[0]!r}")
-
-
-def _refuse(what: str) -> None:
-    _outside.append(what)
-    raise ConnectionRefusedError(f"tests may not leave this machine: {what}")
-
-
-sys.addaudithook(_audit)
+guard.install(_outside.append)
 
 
 @pytest.fixture(autouse=True)

@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.support import guard
+
 ROOT = Path(__file__).parents[1]
 
 # From the top of the house down: a part imports itself and what stands below it.
@@ -139,3 +141,21 @@ def test_a_test_cannot_leave_this_machine() -> None:
         outside.connect(("192.0.2.1", 80))
     with pytest.raises(ConnectionRefusedError):
         socket.getaddrinfo("example.invalid", 80)
+
+
+def test_the_guard_holds_in_a_process_of_its_own(tmp_path: Path) -> None:
+    tries = "import socket; socket.create_connection(('192.0.2.1', 9), 1)"
+    command = [
+        sys.executable,
+        "-I",
+        guard.__file__,
+        str(tmp_path / "tried"),
+        "timeit",
+        "-n1",
+        "-r1",
+    ]
+    done = subprocess.run([*command, tries], capture_output=True, text=True)
+    assert "tests may not leave this machine" in done.stderr
+    assert (tmp_path / "tried").read_text() == "a connection to ('192.0.2.1', 9)\n"
+    done = subprocess.run([*command, "import socket"], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr

@@ -27,7 +27,7 @@ from aicert.agent import azure, azure_machine, azure_vm
 from aicert.agent.swtpm import Swtpm
 from aicert.agent.tpm import Tpm
 from blocks import AzureMachine
-from tests.support import tls
+from tests.support import guard, tls
 from tests.support.arm import (
     GROUP,
     IMAGE,
@@ -128,6 +128,11 @@ class Cloud:
     _machines: dict[str, ExitStack] = field(default_factory=dict)
 
     @property
+    def outside(self) -> Path:
+        """Where it stands what an agent tried to reach beyond this machine."""
+        return self.folder / "outside"
+
+    @property
     def root(self) -> bytes:
         """The root (DER) that the attestation keys chain to."""
         return self.authority.root.public_bytes(Encoding.DER)
@@ -147,7 +152,8 @@ class Cloud:
             log = stack.enter_context((folder / "agent.log").open("wb"))
             process = subprocess.Popen(
                 [
-                    sys.executable, "-I", "-m", "aicert.agent", "--platform", "auto",
+                    sys.executable, "-I", guard.__file__, str(self.outside),
+                    "aicert.agent", "--platform", "auto",
                     "--state", str(folder / "run"), "--listen", f"127.0.0.1:{self.port}",
                     "--tpm", tcti, "--metadata", web.url,
                     "--intermediates", str(pem(folder, *vm.chain[1:])),
@@ -209,6 +215,7 @@ def made_up_cloud(folder: Path) -> Iterator[tuple[Arm, Cloud]]:
             cloud.close()
             arm.close()
     assert arm.violations == []
+    assert not cloud.outside.exists(), cloud.outside.read_text()
 
 
 def machine_block(arm: Arm, cloud: Cloud, state: Path, **fields: Any) -> AzureMachine:
