@@ -42,8 +42,9 @@ az network nat gateway create --resource-group "$NAME" --name "$NAME-out" \
 az network vnet show --resource-group "$NAME" --name "$NAME" --output none 2>/dev/null ||
     az network vnet create --resource-group "$NAME" --name "$NAME" --location "$LOCATION" \
         --address-prefixes 10.20.0.0/16 --output none
+# Both subnets need the gateway: Azure gives new networks no other way out.
 az network vnet subnet create --resource-group "$NAME" --vnet-name "$NAME" --name worker \
-    --address-prefixes 10.20.0.0/24 --output none
+    --address-prefixes 10.20.0.0/24 --nat-gateway "$NAME-out" --output none
 az network vnet subnet create --resource-group "$NAME" --vnet-name "$NAME" --name runs \
     --address-prefixes 10.20.16.0/20 --network-security-group "$NAME-runs" \
     --nat-gateway "$NAME-out" --output none

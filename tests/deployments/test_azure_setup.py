@@ -101,3 +101,11 @@ def test_certificates_are_open_to_no_key_and_to_no_stranger(asked: list[list[str
     (update,) = [words for words in asked if words[:3] == ["storage", "account", "update"]]
     assert option(update, "--name") == "acmecerts"
     assert option(update, "--allow-shared-key-access") == "false"
+
+
+def test_both_subnets_have_a_way_out(asked: list[list[str]]) -> None:
+    made = [words for words in asked if words[:4] == ["network", "vnet", "subnet", "create"]]
+    assert {option(words, "--name"): option(words, "--nat-gateway") for words in made} == {
+        "worker": "aicert-out",
+        "runs": "aicert-out",
+    }
