@@ -19,7 +19,8 @@ from aicert.errors import Error
 SILENCE_SECONDS = 60.0
 """How long a step may say nothing, not even a ping, before the agent counts as lost."""
 
-_ANSWER_BYTES = 32 << 20
+MAX_ANSWER_BYTES = 32 << 20
+"""The longest answer that is read at once: a certificate has half of that at most."""
 
 
 class AgentError(Error):
@@ -52,6 +53,12 @@ class LostAgentError(Error):
     code = "agent.lost"
 
 
+class AnswerError(Error):
+    """What answers is not an agent: nothing of it is known yet, and its answer has no bounds."""
+
+    code = "agent.answer"
+
+
 class AgentClient:
     """A connection to one agent. Make one where it is used; it is cheap and not shared."""
 
@@ -62,7 +69,8 @@ class AgentClient:
             self._http = httpx.Client(
                 base_url=f"https://{place.host}:{place.port}/v1",
                 verify=place.context,
-                headers={"x-aicert-token": place.token},
+                # Nothing packed: what is small on the way must not be large here.
+                headers={"x-aicert-token": place.token, "accept-encoding": "identity"},
                 trust_env=False,  # no proxy in between
                 timeout=timeout,
             )
@@ -134,8 +142,13 @@ class AgentClient:
 
         Sent again, as after a connection that broke, it takes the place of what came before.
         """
-        with path.open("rb") as file, self._lost():
-            self._check(self._http.put(f"/files/{quote(name)}", content=file))
+        url = f"/files/{quote(name)}"
+        with (
+            path.open("rb") as file,
+            self._lost(),
+            self._http.stream("PUT", url, content=file) as response,
+        ):
+            self._check(response)
 
     def step(
         self,
@@ -169,10 +182,9 @@ class AgentClient:
 
     def certificate(self, run: str) -> bytes:
         """Return the certificate of a finished run."""
-        with self._lost():
-            response = self._http.get(f"/runs/{run}/certificate")
+        with self._lost(), self._http.stream("GET", f"/runs/{run}/certificate") as response:
             self._check(response)
-            return response.content
+            return self._read(response)
 
     def open_file(self, run: str, kind: str, path: str) -> Iterator[bytes]:
         """Yield the bytes of a file of the run; kind is outputs, manifests, logs, signatures."""
@@ -186,10 +198,30 @@ class AgentClient:
         self._json("DELETE", f"/runs/{run}")
 
     def _json(self, method: str, path: str, body: Any = None) -> dict[str, Any]:
-        with self._lost():
-            response = self._http.request(method, path, json=body)
+        with self._lost(), self._http.stream(method, path, json=body) as response:
             self._check(response)
-            return response.json() if response.content else {}
+            data = self._read(response)
+            try:
+                value = json.loads(data or b"{}")
+            except RecursionError:
+                value = None
+        if type(value) is not dict:
+            raise AnswerError("the agent's answer is not an object", got=f"{method} {path}")
+        return value
+
+    @staticmethod
+    def _read(response: httpx.Response) -> bytes:
+        """Read an answer, whatever length it declares."""
+        data = bytearray()
+        for chunk in response.iter_raw(1 << 16):
+            data += chunk
+            if len(data) > MAX_ANSWER_BYTES:
+                raise AnswerError(
+                    "the agent's answer does not end",
+                    expected=f"at most {MAX_ANSWER_BYTES} bytes",
+                    advice="something else than an agent listens there: use another machine",
+                )
+        return bytes(data)
 
     @contextmanager
     def _lost(self) -> Iterator[None]:
@@ -202,13 +234,12 @@ class AgentClient:
                 advice="see agent.log in the machine's folder; start a new run if it is gone",
             ) from error
 
-    @staticmethod
-    def _check(response: httpx.Response) -> None:
+    @classmethod
+    def _check(cls, response: httpx.Response) -> None:
         if response.is_success:
             return
-        text = b"".join(response.iter_bytes())[:_ANSWER_BYTES]
         try:
-            fields = json.loads(text)["error"]
-        except (ValueError, KeyError, TypeError):
+            fields = dict(json.loads(cls._read(response))["error"])
+        except (ValueError, KeyError, TypeError, RecursionError):
             fields = {"code": "agent.http", "message": f"HTTP {response.status_code}"}
         raise AgentError(fields)
