@@ -1,6 +1,6 @@
 """Build the measured OS image: one file that boots, and what it will be measured as.
 
-    python -m deployments.image.build [--debug] [--locked | --update-lock] [--compare]
+    python -m deployments.image.build [--debug] [--locked | --update-lock] [--compare] [--archive …]
 
 A unified kernel image whose measured command line names the root hash of a dm-verity squashfs. All
 of it comes from Debian's packages, the agent's own source and the files beside this one; equal
@@ -22,8 +22,8 @@ import stat
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterable, Iterator
-from pathlib import Path
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path, PurePath
 from typing import Any
 
 from deployments.image import formats, predict
@@ -51,28 +51,30 @@ RECIPE: dict[str, Any] = {
         "linux-image-cloud-amd64", "systemd-boot-efi", "busybox-static", "dmsetup",
     ],
     "exclude": ["/usr/share/doc/*", "/usr/share/man/*", "/usr/share/locale/*", "/usr/share/info/*"],
-    # The programs that the root has; every other is left out, shells and package tools included.
+    # What the root has; all else that the packages bring is left out. Nothing but these programs
+    # (and the loader of shared libraries) can be executed: no shell, no package tools.
     "programs": [
         "usr/bin/python3.13", "usr/bin/podman", "usr/bin/conmon", "usr/bin/crun", "usr/sbin/nft",
         "usr/bin/skopeo", "usr/bin/git", "usr/lib/git-core/git-remote-https",
         "usr/lib/git-core/git-remote-http",
     ],
-    "prune": [
-        "boot", "dev", "home", "media", "mnt", "opt", "proc", "root", "run", "srv", "sys", "tmp",
-        "var", "usr/games", "usr/include", "usr/local", "usr/src", "vmlinuz*", "initrd*",
-        "usr/lib/apt", "usr/lib/dpkg", "usr/lib/firmware", "usr/lib/init",
-        "usr/lib/initramfs-tools", "usr/lib/kernel", "usr/lib/linux-image-*", "usr/lib/mime",
-        "usr/lib/modprobe.d", "usr/lib/modules", "usr/lib/pam.d", "usr/lib/systemd",
-        "usr/lib/sysctl.d", "usr/lib/tmpfiles.d", "usr/lib/udev",
-        "usr/lib/x86_64-linux-gnu/perl*", "usr/lib/x86_64-linux-gnu/security", "usr/share/[!c]*",
-        "usr/share/common-licenses", "usr/libexec/[!p]*", "usr/lib/python3*/**/test",
-        "usr/lib/python3*/**/tests", "etc/*apt*", "etc/cron*", "etc/default", "etc/dpkg",
-        "etc/init*", "etc/kernel", "etc/logrotate*", "etc/machine-id", "etc/pam*", "etc/profile*",
-        "etc/rc*", "etc/security", "etc/selinux", "etc/shadow*", "etc/gshadow*", "etc/passwd-",
-        "etc/group-", "etc/skel", "etc/systemd", "etc/update-motd.d", "etc/.pwd.lock", "etc/cni",
-        "etc/perl", "etc/subuid*", "etc/subgid*", "etc/modules*", "etc/ld.so.cache",
-        "etc/hostname", "etc/resolv.conf", "etc/fstab", "etc/mtab", "etc/issue*", "etc/motd",
+    "keep": [
+        "bin", "lib", "lib64", "sbin", "etc/containers", "etc/gai.conf", "etc/group",
+        "etc/host.conf", "etc/localtime", "etc/mime.types", "etc/nsswitch.conf", "etc/os-release",
+        "etc/passwd", "etc/protocols", "etc/services", "etc/ssl", "usr/lib/aicert",
+        "usr/lib/locale/C.utf8",
+        "usr/lib/os-release", "usr/lib/python3", "usr/lib/python3.13", "usr/lib/ssl",
+        "usr/lib/x86_64-linux-gnu/ossl-modules", "usr/lib64", "usr/share/ca-certificates",
+        "usr/share/containers",
     ],
+    # Of these not even that.
+    "without": [
+        "usr/lib/python3*/**/test", "usr/lib/python3*/**/tests", "etc/containers/systemd",
+        "usr/lib/python3.13/sitecustomize*", "usr/lib/python3.13/__pycache__/sitecustomize*",
+    ],
+    # Libraries are kept where a program, or a module of Python's, is linked to them; these are
+    # opened by name.
+    "libraries": ["libtss2-tcti-device.so.0", "libgcc_s.so.1"],
     # Drivers, and whatever they need: before the root is there, and after.
     # Newer sizes of Azure's have their disks behind NVMe, and that behind Hyper-V's PCI bus.
     "early": ["hv_vmbus", "virtio_blk", "virtio_scsi", "sd_mod", "hv_storvsc", "pci-hyperv", "nvme",
@@ -84,6 +86,7 @@ RECIPE: dict[str, Any] = {
                "random.trust_cpu=on",
 }  # fmt: skip
 EMPTY = ("dev", "proc", "run", "sys", "tmp", "var", "usr/lib/aicert/modules")
+LOADER = "usr/lib/x86_64-linux-gnu/ld-linux-x86-64.so.2"
 ESP_BYTES = 64 << 20
 
 
@@ -106,9 +109,9 @@ def sources() -> Iterator[tuple[str, bytes]]:
         yield f"rfc8785/{path.name}", path.read_bytes()
 
 
-def key_of(*, debug: bool) -> str:
-    """Return the name of what the inputs give."""
-    digest = hashlib.sha256(json.dumps([RECIPE, debug], sort_keys=True).encode())
+def key_of(packages: str, *, debug: bool) -> str:
+    """Return the name of what the inputs give: the recipe, its code, the files, the packages."""
+    digest = hashlib.sha256(json.dumps([RECIPE, debug, packages], sort_keys=True).encode())
     for path in (Path(__file__), HERE / "formats.py", HERE / "predict.py"):
         digest.update(hashlib.sha256(path.read_bytes()).digest())
     for name, content in sources():
@@ -116,42 +119,56 @@ def key_of(*, debug: bool) -> str:
     return digest.hexdigest()[:16]
 
 
-def build(*, debug: bool = False, locked: bool = False, update_lock: bool = False) -> Path:
+def build(
+    *,
+    debug: bool = False,
+    locked: bool = False,
+    update_lock: bool = False,
+    archive: Sequence[str] = (),
+) -> Path:
     """Return the folder of the image: `disk.raw`, `image.efi`, `image.json`; built if need be.
 
-    The link `image` (or `debug`) in the cache then names it.
+    The link `image` (or `debug`) in the cache then names it. `archive` are lines of a sources.list
+    to take the packages from, instead of Debian's mirrors as they are today.
 
     Raises:
         SystemExit: it cannot be built, or `locked` and its packages are not the locked ones.
     """
     cache = cache_folder()
     cache.mkdir(parents=True, exist_ok=True)
-    target = cache / f"{'debug' if debug else 'image'}-{key_of(debug=debug)}"
     with (cache / "lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        if not (target / "image.json").exists():
-            with tempfile.TemporaryDirectory(dir=cache, prefix="building-") as work:
-                _build(_packages(cache), Path(work), target, debug=debug)
-        _point(cache / ("debug" if debug else "image"), target)
-    packages = json.loads((target / "image.json").read_text())["packages"]
-    if update_lock:
-        LOCK.write_text(json.dumps(packages, indent=1) + "\n")
-    _compare(packages, json.loads(LOCK.read_text()) if LOCK.exists() else {}, locked)
+        if update_lock:
+            _update_lock(cache, archive)
+        packages = packages_folder(cache, archive)
+        target = cache / f"{'debug' if debug else 'image'}-{key_of(packages.name, debug=debug)}"
+        if (target / "image.json").exists():
+            _compare(json.loads((target / "image.json").read_text())["packages"], locked)
+        else:
+            with tempfile.TemporaryDirectory(dir=cache, prefix="building-") as name:
+                work = Path(name)
+                if not (packages / "root.tar").exists():
+                    _unpack(work, packages, archive)
+                _compare(json.loads((packages / "packages.json").read_text()), locked)
+                _build(packages, work, target, debug=debug)
+        point(cache / ("debug" if debug else "image"), target)
     return target
 
 
-def compare(*, debug: bool = False) -> bool:
+def compare(*, debug: bool = False, archive: Sequence[str] = ()) -> bool:
     """Build the image once more, from Debian's archive on; tell whether its bytes are the same."""
-    first = json.loads((build(debug=debug) / "image.json").read_text())
+    first = json.loads((build(debug=debug, archive=archive) / "image.json").read_text())
     with tempfile.TemporaryDirectory(dir=cache_folder(), prefix="building-") as name:
         work = Path(name)
-        _build(_unpack(work, work / "packages"), work, work / "again", debug=debug)
+        _build(_unpack(work, work / "packages", archive), work, work / "again", debug=debug)
         second = json.loads((work / "again" / "image.json").read_text())
     print(f"first   sha256:{first['disk']}\nsecond  sha256:{second['disk']}")
+    if moved := differing(first["packages"], second["packages"]):
+        print("The archive gave other packages this time:", *moved, sep="\n  ")
     return bool(first["disk"] == second["disk"])
 
 
-def _point(link: Path, target: Path) -> None:
+def point(link: Path, target: Path) -> None:
     """Make `link` name the image, in one step."""
     if link.is_symlink() and link.readlink() == Path(target.name):
         return
@@ -161,21 +178,41 @@ def _point(link: Path, target: Path) -> None:
     new.rename(link)
 
 
-def _compare(built: dict[str, Any], lock: dict[str, Any], locked: bool) -> None:
-    changed = sorted(
-        name for name in lock.keys() | built.keys() if lock.get(name) != built.get(name)
-    )
-    if not changed:
+Packages = Mapping[str, Sequence[str]]
+
+
+def differing(old: Packages, new: Packages) -> list[str]:
+    """Return a line for each package that differs: its name and versions, old and new."""
+    lines = []
+    for name in sorted(old.keys() | new.keys()):
+        before, after = old.get(name), new.get(name)
+        if before is None or after is None or list(before) != list(after):
+            was, is_now = (each[0] if each else "none" for each in (before, after))
+            same = " (the same version, of other bytes)" if was == is_now else ""
+            lines.append(f"{name}: {was} -> {is_now}{same}")
+    return lines
+
+
+def _compare(packages: Packages, locked: bool) -> None:
+    """Say how the packages differ from the locked ones, and what can be done; maybe refuse them."""
+    moved = differing(json.loads(LOCK.read_text()) if LOCK.exists() else {}, packages)
+    if not moved:
         return
-    print("Debian's archive has moved on since the lock was written:", file=sys.stderr)
-    for name in changed[:20]:
-        old, new = (each.get(name, ["none"])[0] for each in (lock, built))
-        print(f"  {name}: {old} -> {new}", file=sys.stderr)
+    lines = [
+        f"These packages are not those of {LOCK.name} (locked -> found):",
+        *(f"  {line}" for line in moved[:20]),
+        *([f"  and {len(moved) - 20} more"] if len(moved) > 20 else []),
+        "Debian's archive has moved on. An image of them has other PCRs than one of the locked.",
+        "To build of the locked ones, name an archive that still has them, with --archive: ",
+        "snapshot.debian.org keeps all (docs/os-image.md). To lock these instead: --update-lock.",
+    ]
     if locked:
-        sys.exit("Refused, because --locked was given.")
+        sys.exit("\n".join([*lines, "Nothing was built, because --locked was given."]))
+    print("\n".join(lines), file=sys.stderr)
 
 
-def _run(*command: str | Path, **more: Any) -> bytes:
+def run(*command: str | Path, **more: Any) -> bytes:
+    """Run a program with a fixed time and locale; return what it writes, or end with its error."""
     environment = {**os.environ, "SOURCE_DATE_EPOCH": str(RECIPE["epoch"]), "LC_ALL": "C.UTF-8"}
     try:
         done = subprocess.run(
@@ -190,28 +227,39 @@ def _run(*command: str | Path, **more: Any) -> bytes:
     return bytes(done.stdout)
 
 
-def _packages(cache: Path) -> Path:
-    """Return the folder of the unpacked packages: `root.tar`, `packages.json`."""
-    wanted = {name: RECIPE[name] for name in ("suite", "epoch", "packages", "exclude")}
-    key = hashlib.sha256(json.dumps(wanted, sort_keys=True).encode()).hexdigest()[:16]
-    lock = hashlib.sha256(LOCK.read_bytes() if LOCK.exists() else b"").hexdigest()[:8]
-    target = cache / f"packages-{key}-{lock}"
-    if not (target / "root.tar").exists():
-        with tempfile.TemporaryDirectory(dir=cache, prefix="building-") as work:
-            _unpack(Path(work), target)
-    return target
+def packages_folder(cache: Path, archive: Sequence[str]) -> Path:
+    """Return where the unpacked packages are kept, by what is wanted, locked, and taken from."""
+    wanted = [RECIPE[name] for name in ("suite", "epoch", "packages", "exclude")]
+    digest = hashlib.sha256(json.dumps([*wanted, list(archive)]).encode())
+    digest.update(LOCK.read_bytes() if LOCK.exists() else b"")
+    return cache / f"packages-{digest.hexdigest()[:16]}"
 
 
-def _unpack(work: Path, target: Path) -> Path:
+def _update_lock(cache: Path, archive: Sequence[str]) -> None:
+    """Lock the packages that the archive has now, and keep them."""
+    with tempfile.TemporaryDirectory(dir=cache, prefix="building-") as name:
+        made = _unpack(Path(name), Path(name) / "packages", archive)
+        LOCK.write_text(
+            json.dumps(json.loads((made / "packages.json").read_text()), indent=1) + "\n"
+        )
+        target = packages_folder(cache, archive)
+        shutil.rmtree(target, ignore_errors=True)
+        made.rename(target)
+
+
+def _unpack(work: Path, target: Path, archive: Sequence[str]) -> Path:
+    """Make the folder of the unpacked packages: `root.tar`, `packages.json`."""
     print("Unpacking Debian's packages for the OS image (a minute, once) …", flush=True)
     made = work / "unpacked"
     made.mkdir()
     hook = HERE.parents[1] / "examples" / "images" / "finish_root.py"
-    _run(
+    # An archive of an earlier day has a signature that says so; the lock tells what is wanted.
+    old = ["--aptopt=Acquire::Check-Valid-Until false"] if archive else []
+    run(
         "env", f"AICERT_PACKAGES={made / 'packages.json'}", "AICERT_PRUNE=var/cache/*",
-        "mmdebstrap", "--variant=minbase", f"--include={','.join(RECIPE['packages'])}",
+        "mmdebstrap", "--variant=minbase", f"--include={','.join(RECIPE['packages'])}", *old,
         *(f"--dpkgopt=path-exclude={pattern}" for pattern in RECIPE["exclude"]),
-        f"--customize-hook={hook}", RECIPE["suite"], made / "root.tar",
+        f"--customize-hook={hook}", RECIPE["suite"], made / "root.tar", *archive,
     )  # fmt: skip
     made.rename(target)
     return target
@@ -222,7 +270,7 @@ def _build(packages: Path, work: Path, target: Path, *, debug: bool) -> None:
     root, made = work / "root", work / "made"
     root.mkdir()
     made.mkdir()
-    _run("tar", "-xf", packages / "root.tar", "-C", root, "--exclude=./dev/*")
+    run("tar", "-xf", packages / "root.tar", "-C", root, "--exclude=./dev/*")
     boot = _Boot(root)
     early, late = boot.modules(RECIPE["early"]), boot.modules(RECIPE["late"])
     initrd = boot.initrd(early)
@@ -230,7 +278,7 @@ def _build(packages: Path, work: Path, target: Path, *, debug: bool) -> None:
     release = _release((root / "usr/lib/os-release").read_text(), debug=debug)
     _furnish(root, [module for module in late if module not in early], boot, release, debug=debug)
     squashfs = made / "root.squashfs"
-    _run(
+    run(
         "mksquashfs", root, squashfs, "-noappend", "-comp", "lz4", "-Xhc", "-all-root",
         "-no-xattrs", "-no-exports",
     )  # fmt: skip
@@ -253,7 +301,7 @@ def _build(packages: Path, work: Path, target: Path, *, debug: bool) -> None:
         "rootHash": root_hash.hex(),
         "disk": hashlib.sha256((made / "disk.raw").read_bytes()).hexdigest(),
         "uki": hashlib.sha256(uki).hexdigest(),
-        "pcrs": {str(pcr): value.hex() for pcr, value in values.items()},
+        "pcrs": {str(pcr): value.hex() for pcr, value in sorted(values.items())},
         "packages": json.loads((packages / "packages.json").read_text()),
     }
     (made / "image.json").write_text(json.dumps(about, indent=1) + "\n")
@@ -289,14 +337,19 @@ def assemble(stub: bytes, kernel: bytes, initrd: bytes, command_line: str) -> by
     )
 
 
+def esp(uki: bytes) -> bytes:
+    """Return the ESP that boots a unified kernel image."""
+    return formats.fat16(["EFI", "BOOT", "BOOTX64.EFI"], uki, ESP_BYTES)
+
+
 def write_disk(path: Path, uki: bytes, squashfs: Path, tree: bytes) -> None:
     """Write the disk: a partition table, an ESP that boots, and the root with its hash tree."""
-    esp = formats.fat16(["EFI", "BOOT", "BOOTX64.EFI"], uki, ESP_BYTES)
+    boots = esp(uki)
     size = squashfs.stat().st_size
-    table = formats.gpt("aicert", {"aicert-boot": len(esp), "aicert-root": size + len(tree)})
+    table = formats.gpt("aicert", {"aicert-boot": len(boots), "aicert-root": size + len(tree)})
     with path.open("wb") as disk, squashfs.open("rb") as source:
         disk.write(table.front)
-        disk.write(esp)
+        disk.write(boots)
         disk.seek(table.first_sectors[1] * formats.SECTOR)
         shutil.copyfileobj(source, disk, 1 << 20)
         disk.write(tree)
@@ -356,7 +409,7 @@ class _Boot:
         entries["init"] = Entry(stat.S_IFREG | 0o755, script)
         program = self._root / "usr/sbin/dmsetup"
         entries["bin/dmsetup"] = Entry(stat.S_IFREG | 0o755, program.read_bytes())
-        listing = _run("chroot", self._root, "/usr/bin/ldd", "/usr/sbin/dmsetup").decode()
+        listing = run("chroot", self._root, "/usr/bin/ldd", "/usr/sbin/dmsetup").decode()
         for library in sorted(set(re.findall(r"(/\S+) \(0x", listing))):
             content = Path(os.path.realpath(self._root / library[1:])).read_bytes()
             folder = "lib64" if "ld-linux" in library else "lib"
@@ -389,25 +442,19 @@ def _furnish(root: Path, modules: list[str], boot: _Boot, release: str, *, debug
     # Python trusts what was compiled here, and starts sooner; nothing can change either file.
     for cached in list((root / "usr/lib").rglob("__pycache__")):
         shutil.rmtree(cached)
-    _run(
+    run(
         "chroot", root, "/usr/bin/env", "PYTHONHASHSEED=0", "/usr/bin/python3.13", "-I", "-m",
         "compileall", "-q", "-f", "--invalidation-mode", "unchecked-hash",
         "/usr/lib/python3/dist-packages", "/usr/lib/python3.13",
     )  # fmt: skip
-    keep = {root / path for path in RECIPE["programs"]}
+    programs = set(RECIPE["programs"]) | ({"usr/bin/busybox"} if debug else set())
     if debug:
-        keep.add(root / "usr/bin/busybox")
         (root / "usr/lib/aicert/debug").touch()
-    for folder in ("usr/bin", "usr/sbin", "usr/lib/git-core"):
-        for path in (root / folder).iterdir():
-            if path not in keep:
-                shutil.rmtree(path) if path.is_dir() else path.unlink()
-    for pattern in RECIPE["prune"]:
+    keep_only(root, {*programs, *RECIPE["keep"], *_libraries(root)})
+    for pattern in RECIPE["without"]:
         for path in sorted(root.glob(pattern)):
-            if path.is_dir() and not path.is_symlink():
-                shutil.rmtree(path)
-            else:
-                path.unlink(missing_ok=True)
+            path.unlink() if path.is_file() or path.is_symlink() else shutil.rmtree(path)
+    executable_only(root, {*programs, LOADER})
     for folder in EMPTY:
         (root / folder).mkdir(parents=True, exist_ok=True)
     for name, content in drivers.items():
@@ -416,8 +463,49 @@ def _furnish(root: Path, modules: list[str], boot: _Boot, release: str, *, debug
     (root / "etc/resolv.conf").symlink_to("/run/resolv.conf")
     (root / "etc/hosts").write_text("127.0.0.1 localhost\n::1 localhost\n")
     (root / "usr/lib/aicert/initrd.sh").unlink()
-    _run("ldconfig", "-r", root)
+    run("ldconfig", "-r", root)
     shutil.rmtree(root / "var/cache", ignore_errors=True)
+
+
+def _libraries(root: Path) -> Iterator[str]:
+    """Yield the shared libraries that the root's programs and Python's modules need, and links."""
+    folder = "usr/lib/x86_64-linux-gnu"
+    users = [*RECIPE["programs"], *(f"{folder}/{name}" for name in RECIPE["libraries"])]
+    users += [str(p.relative_to(root)) for p in sorted((root / "usr/lib").glob("python3*/**/*.so"))]
+    users += [str(p.relative_to(root)) for p in sorted((root / folder).glob("ossl-modules/*.so"))]
+    listing = run("chroot", root, "/usr/bin/ldd", *(f"/{user}" for user in users)).decode()
+    if "not found" in listing:
+        sys.exit(f"The image lacks libraries:\n{listing}")
+    names = {Path(name).name for name in re.findall(r"(/\S+) \(0x", listing)}
+    for name in sorted({*names, *RECIPE["libraries"]}):
+        yield f"{folder}/{name}"
+        yield f"{folder}/{(root / folder / name).resolve().name}"
+
+
+def keep_only(root: Path, kept: Collection[str]) -> None:
+    """Remove all that is neither one of these paths, nor below one, nor above one."""
+    above = {str(parent) for path in kept for parent in PurePath(path).parents}
+    for folder, folders, files in os.walk(root):
+        for name in [*folders, *files]:
+            path = Path(folder) / name
+            relative = str(path.relative_to(root))
+            if relative in kept:
+                if name in folders:
+                    folders.remove(name)
+            elif path.is_symlink() or not path.is_dir():
+                path.unlink()
+            elif relative not in above:
+                folders.remove(name)
+                shutil.rmtree(path)
+
+
+def executable_only(root: Path, programs: Collection[str]) -> None:
+    """Take from every other file the right to be executed, and from all the right of its owner."""
+    for folder, _, files in os.walk(root):
+        for name in files:
+            path = Path(folder) / name
+            if not path.is_symlink():
+                path.chmod(0o755 if str(path.relative_to(root)) in programs else 0o644)
 
 
 def main() -> None:
@@ -427,14 +515,23 @@ def main() -> None:
     parser.add_argument("--locked", action="store_true", help="fail unless the packages are locked")
     parser.add_argument("--update-lock", action="store_true", help="write the packages' lock")
     parser.add_argument("--compare", action="store_true", help="build again: equal bytes?")
+    parser.add_argument(
+        "--archive", action="append", default=[], metavar="LINE",
+        help="line of a sources.list to take packages from, such as an archive of an earlier day",
+    )  # fmt: skip
     options = parser.parse_args()
-    path = build(debug=options.debug, locked=options.locked, update_lock=options.update_lock)
+    path = build(
+        debug=options.debug,
+        locked=options.locked,
+        update_lock=options.update_lock,
+        archive=options.archive,
+    )
     about = json.loads((path / "image.json").read_text())
     size = (path / "disk.raw").stat().st_size >> 20
     print(f"{path / 'disk.raw'} ({size} MiB)\nsha256:{about['disk']}")
     for pcr, value in about["pcrs"].items():
         print(f"PCR {pcr:>2} {value}")
-    if options.compare and not compare(debug=options.debug):
+    if options.compare and not compare(debug=options.debug, archive=options.archive):
         sys.exit("Two builds of one source gave two images.")
 
 

@@ -1,0 +1,62 @@
+"""What an image is made of: what is kept of the packages, and what names the result."""
+
+import json
+import os
+import stat
+from pathlib import Path
+
+import pytest
+
+from deployments.image import build
+
+
+@pytest.fixture
+def lock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    path = tmp_path / "packages.lock.json"
+    path.write_text(json.dumps({"a": ["1", "ff"], "b": ["2", "ee"]}))
+    monkeypatch.setattr(build, "LOCK", path)
+    return path
+
+
+def test_other_packages_are_named_with_what_to_do(
+    lock: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    found = {"a": ["1.1", "00"], "b": ["2", "dd"], "c": ["3", "cc"]}
+    build._compare(found, locked=False)
+    said = capsys.readouterr().err
+    for line in ("a: 1 -> 1.1", "b: 2 -> 2 (the same version, of other bytes)", "c: none -> 3"):
+        assert f"  {line}\n" in said
+    assert "--archive" in said and "--update-lock" in said
+    with pytest.raises(SystemExit, match="Nothing was built"):
+        build._compare(found, locked=True)
+    build._compare({"a": ["1", "ff"], "b": ["2", "ee"]}, locked=True)
+
+
+def test_an_image_is_named_by_its_packages_and_these_by_the_lock(lock: Path) -> None:
+    first = build.packages_folder(Path(), ())
+    assert build.packages_folder(Path(), ("deb http://mirror.example/debian trixie main",)) != first
+    lock.write_text(lock.read_text() + " ")
+    second = build.packages_folder(Path(), ())
+    assert second != first
+    keys = {build.key_of(name, debug=debug) for name in (first.name, second.name)
+            for debug in (False, True)}  # fmt: skip
+    assert len(keys) == 4
+
+
+def test_what_is_not_named_is_not_kept(tmp_path: Path) -> None:
+    root = tmp_path / "root"
+    for name in ("usr/bin/wanted", "usr/bin/sh", "usr/lib/klibc/bin/sh", "usr/lib/kept/deep/file",
+                 "usr/lib/keptnot/file", "etc/file"):  # fmt: skip
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_text("x")
+        (root / name).chmod(0o4755)
+    for name, target in (("bin", "usr/bin"), ("lib", "usr/lib"), ("dangling", "nothing")):
+        (root / name).symlink_to(target)
+    build.keep_only(root, {"bin", "usr/bin/wanted", "usr/lib/kept"})
+    left = {str(Path(folder, name).relative_to(root)) for folder, folders, files in os.walk(root)
+            for name in [*folders, *files]}  # fmt: skip
+    assert left == {"bin", "usr", "usr/bin", "usr/bin/wanted", "usr/lib", "usr/lib/kept",
+                    "usr/lib/kept/deep", "usr/lib/kept/deep/file"}  # fmt: skip
+    build.executable_only(root, {"usr/bin/wanted"})
+    assert stat.S_IMODE((root / "usr/bin/wanted").stat().st_mode) == 0o755
+    assert stat.S_IMODE((root / "usr/lib/kept/deep/file").stat().st_mode) == 0o644
