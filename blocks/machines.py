@@ -301,7 +301,7 @@ class QemuMachine(Machine):
             checks.root(),
             checks.namespaces(),
             checks.program(qemu.PROGRAM, advice),
-            checks.file(qemu.FIRMWARE, advice),
+            *(checks.file(path, advice) for path in (qemu.FIRMWARE, qemu.SECURE_FIRMWARE)),
             checks.program("swtpm", advice),
             checks.program("swtpm_setup", advice),
             checks.state(config.state),

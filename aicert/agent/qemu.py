@@ -37,13 +37,18 @@ Accelerator = Literal["kvm", "tcg"]
 
 PROGRAM = "qemu-system-x86_64"
 FIRMWARE = Path("/usr/share/OVMF/OVMF_CODE_4M.fd")
+SECURE_FIRMWARE = Path("/usr/share/OVMF/OVMF_CODE_4M.secboot.fd")
 VARIABLES = Path("/usr/share/OVMF/OVMF_VARS_4M.fd")
+OWN_VARIABLES = "variables.fd"
+"""In an image's folder: variables with the keys of secure boot, which is on for this image."""
+
 CPU = "Nehalem"
 """Fixed: the firmware measures it, and in emulation newer ones calculate wrongly (QEMU 7.2)."""
 
 AGENT_PORT = 8443
 PORT_FILE = "port"
 CONSOLE = "console.log"
+TERMINAL = "terminal"
 
 PROBE_SECONDS = 30.0
 _DISK, _ABOUT = "disk.raw", "image.json"
@@ -106,6 +111,17 @@ class Image:
         """The disk to boot from."""
         return self.folder / _DISK
 
+    @property
+    def variables(self) -> Path:
+        """The firmware's variables: the image's own where it was signed for secure boot."""
+        own = self.folder / OWN_VARIABLES
+        return own if own.exists() else VARIABLES
+
+    @property
+    def firmware(self) -> Path:
+        """The firmware to boot with; for secure boot one that guards its variables."""
+        return FIRMWARE if self.variables == VARIABLES else SECURE_FIRMWARE
+
 
 def default_image() -> Path:
     """Return the folder of the image that `make image` built last."""
@@ -133,11 +149,14 @@ def base_command(
     accelerator: Accelerator, shape: Shape, firmware: Path, variables: Path
 ) -> list[str]:
     """Return the command of a bare machine; `variables` is written to."""
+    # The firmware that checks signatures keeps its variables from the system, by SMM.
+    secure = firmware == SECURE_FIRMWARE
+    guard = ["-global", "driver=cfi.pflash01,property=secure,value=on"] if secure else []
     return [
         PROGRAM,
         "-accel", "tcg,thread=multi" if accelerator == "tcg" else "kvm",
-        # The firmware that checks signatures keeps its variables from the system, by SMM.
-        "-machine", f"q35,smm={'on' if 'secboot' in firmware.name else 'off'}",
+        # The guest's memory, where the secrets are, is left out of a core dump of QEMU's.
+        "-machine", f"q35,smm={'on' if secure else 'off'},dump-guest-core=off", *guard,
         "-cpu", CPU, "-smp", str(shape.cpus), "-m", str(shape.memory),
         "-display", "none", "-nodefaults", "-no-user-config", "-no-reboot",
         "-drive", f"if=pflash,format=raw,unit=0,readonly=on,file={_quoted(firmware)}",
@@ -167,9 +186,13 @@ class Machine:
         internet: bool = False,
         firmware: Path = FIRMWARE,
         variables: Path = VARIABLES,
+        terminal: bool = False,
         more: tuple[str, ...] = (),
     ) -> None:
-        """Take what it is made of; `more` are further arguments of QEMU, for tests."""
+        """Take what it is made of; `more` are further arguments of QEMU, for tests.
+
+        With a `terminal` the console can be typed at, through the socket `TERMINAL` in the folder.
+        """
         self.folder = folder
         self.tpm: subprocess.Popen[bytes] | None = None
         self.process: subprocess.Popen[bytes] | None = None
@@ -177,9 +200,13 @@ class Machine:
         # The host's own services are at 192.0.2.2, a network that is nobody's (RFC 5737), and the
         # image's firewall shuts it off but for names: its inputs' URIs are the builder's.
         network = "user,id=net,net=192.0.2.0/24,restrict=" + ("off" if internet else "on")
+        log = _quoted(folder / CONSOLE)
+        console = f"file,path={log}"
+        if terminal:
+            console = f"socket,path={_quoted(folder / TERMINAL)},server=on,wait=off,logfile={log}"
         self._command = [
             *base_command(accelerator, shape, firmware, folder / "variables.fd"),
-            "-serial", f"file:{_quoted(folder / CONSOLE)}",
+            "-chardev", f"{console},id=console", "-serial", "chardev:console",
             "-netdev", f"{network},hostfwd=tcp:127.0.0.1:0-:{AGENT_PORT}",
             "-device", "virtio-net-pci,netdev=net,romfile=",
             "-device", "virtio-rng-pci",
@@ -215,13 +242,17 @@ class Machine:
                     pass_fds=(ours.fileno(),),
                 )
         try:
-            answer = str(self.ask("human-monitor-command", {"command-line": "info usernet"}))
-            found = re.search(r"HOST_FORWARD\]\s+\d+\s+127\.0\.0\.1\s+(\d+)", answer)
-            if found is None:
-                raise QemuError("QEMU forwards no port", got=answer)
+            return self.forwarded(AGENT_PORT)
         except BaseException:
             self.stop()
             raise
+
+    def forwarded(self, port: int) -> int:
+        """Return the port of this host that leads to one of the machine's."""
+        answer = str(self.ask("human-monitor-command", {"command-line": "info usernet"}))
+        found = re.search(rf"HOST_FORWARD\]\s+\d+\s+127\.0\.0\.1\s+(\d+)\s+\S+\s+{port}\b", answer)
+        if found is None:
+            raise QemuError("QEMU forwards no port", got=answer)
         return int(found[1])
 
     def ask(self, command: str, arguments: Mapping[str, Any] | None = None) -> Any:
@@ -315,9 +346,12 @@ def main(arguments: list[str] | None = None) -> int:
     if options.keeper is not None:
         die_without(options.keeper, options.outlive)
     try:
+        image = Image.load(options.image)
         machine = Machine(
             options.folder,
-            Image.load(options.image).disk,
+            image.disk,
+            firmware=image.firmware,
+            variables=image.variables,
             accelerator=options.accelerator,
             shape=Shape(options.memory, options.cpus),
             internet=options.internet,

@@ -1,4 +1,4 @@
-"""The file formats of a disk that boots: PE, cpio, dm-verity, FAT16, GPT.
+"""The file formats of a disk that boots: PE, cpio, dm-verity, FAT16, GPT, and firmware variables.
 
 Only as much of each as the image needs, written so that equal content gives equal bytes: nothing
 here asks for the time, a random number, or the order of a folder.
@@ -285,3 +285,56 @@ def gpt(name: str, partitions: Mapping[str, int]) -> Table:
     front = bytes(protective) + header(1, total - 1, 2) + table
     back = table + header(total - 1, 1, sector)
     return Table(front.ljust(2048 * SECTOR, b"\0"), back, tuple(starts))
+
+
+# -- firmware variables (UEFI 2.10, 8.2 and 32.4; EDK II, AuthenticatedVariableFormat.h) -----------
+
+_GLOBAL = uuid.UUID("8be4df61-93ca-11d2-aa0d-00e098032b8c")
+_DATABASE = uuid.UUID("d719b2cb-3d3a-4596-a3bc-dad00e67656f")
+_X509 = uuid.UUID("a5c059a1-94e4-4aa7-87b5-ab155c2bf072")
+_STORE = uuid.UUID("aaf32c78-947b-439a-a180-2e144ec37792")
+SIGNATURE_LIST_HEADER = 28
+# Kept, for the boot services and the running system, changed by signature alone.
+_ATTRIBUTES = 0x27
+
+
+def vendor_of(name: str) -> uuid.UUID:
+    """Return the namespace of one of secure boot's variables."""
+    return _DATABASE if name in ("db", "dbx") else _GLOBAL
+
+
+def signature_list(certificate: bytes) -> bytes:
+    """Return an EFI_SIGNATURE_LIST of one X.509 certificate (DER); its owner is made of it."""
+    owner = uuid.uuid5(_X509, hashlib.sha256(certificate).hexdigest())
+    size = 16 + len(certificate)
+    head = struct.pack("<16sIII", _X509.bytes_le, SIGNATURE_LIST_HEADER + size, 0, size)
+    return head + owner.bytes_le + certificate
+
+
+def variable_store(empty: bytes, variables: Mapping[str, bytes]) -> bytes:
+    """Return a firmware's flash of variables, made of an empty one, with some of secure boot's.
+
+    Raises:
+        ValueError: it is none, not an empty one, or has no room.
+    """
+    data = bytearray(empty)
+    (at,) = struct.unpack_from("<H", data, 48)  # EFI_FIRMWARE_VOLUME_HEADER.HeaderLength
+    store, size = struct.unpack_from("<16sI", data, at)
+    if data[40:44] != b"_FVH" or store != _STORE.bytes_le:
+        raise ValueError("this is no store of authenticated variables")
+    end, at = at + size, at + 28
+    if data[at : at + 2] != b"\xff\xff":
+        raise ValueError("the store has variables already")
+    for name, content in variables.items():
+        words = name.encode("utf-16-le") + b"\0\0"
+        head = struct.pack(
+            "<HBBIQ16sIII16s",
+            0x55AA, 0x3F, 0, _ATTRIBUTES, 0, bytes(16), 0, len(words), len(content),
+            vendor_of(name).bytes_le,
+        )  # fmt: skip
+        entry = head + words + content
+        if at + len(entry) > end:
+            raise ValueError("the store has no room for these variables")
+        data[at : at + len(entry)] = entry
+        at = _align(at + len(entry), 4)
+    return bytes(data)

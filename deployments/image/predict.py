@@ -8,7 +8,8 @@ extended, in which order, is what the firmware (TCG PC Client Platform Firmware 
 * PCR 4: the action of calling a boot option, the separator, the Authenticode digests of the UKI and
   of the kernel in it, which the stub starts through the firmware.
 * PCR 5: the separator, the partition table of the disk, two actions of leaving the firmware.
-* PCR 7: secure boot's state and keys, the separator; with it on, also the key that let the UKI in.
+* PCR 7: secure boot's state and keys, the separator; with it on, also the key that let the UKI in
+  (and PCR 4 lacks the kernel, which the stub then starts by itself: the UKI's signature covers it).
 * PCR 9: the command line as the kernel's EFI stub gets it (UTF-16LE with its zero), the initrd.
 * PCR 10: Linux's IMA: one digest over PCRs 0 to 9, so that it follows from them.
 * PCR 11: name (with its zero) and content of each section of the UKI, in the stub's order
@@ -20,7 +21,6 @@ PCRs 0 and 1 are the firmware's own, and are known only by booting it.
 
 import hashlib
 import struct
-import uuid
 from collections.abc import Iterable, Mapping
 
 from deployments.image import formats
@@ -34,8 +34,6 @@ LEAVING = (
 # The order in which the stub measures (systemd 257, src/fundamental/uki.h).
 SECTIONS = (".linux", ".cmdline", ".initrd", ".sbat")
 
-_GLOBAL = uuid.UUID("8be4df61-93ca-11d2-aa0d-00e098032b8c")
-_DATABASE = uuid.UUID("d719b2cb-3d3a-4596-a3bc-dad00e67656f")
 SECURE_BOOT_OFF = {"SecureBoot": b"\0", "PK": b"", "KEK": b"", "db": b"", "dbx": b""}
 
 
@@ -51,19 +49,25 @@ def _sha256(data: bytes) -> bytes:
     return hashlib.sha256(data).digest()
 
 
-def pcrs(uki: bytes, disk: bytes) -> dict[int, bytes]:
-    """Return the PCRs that do not depend on the machine: 2 to 6, 9 and 11; 12 and 13 are zero.
+def pcrs(
+    uki: bytes, disk: bytes, variables: Mapping[str, bytes] = SECURE_BOOT_OFF
+) -> dict[int, bytes]:
+    """Return the PCRs that the firmware of a machine does not change: 2 to 7, 9 and 11.
+
+    12 and 13 are zero.
 
     Args:
         uki: the unified kernel image.
         disk: the beginning of the disk that it boots from, with its partition table.
+        variables: of secure boot: what the machine has.
     """
     sections = formats.pe_sections(uki)
     options = sections[".cmdline"].decode("ascii").encode("utf-16-le") + b"\0\0"
-    inner = formats.authenticode(sections[".linux"])
+    inner = [] if _secure(variables) else [formats.authenticode(sections[".linux"])]
     return {
         **dict.fromkeys((2, 3, 6), extend([SEPARATOR])),
-        4: extend([CALLING, SEPARATOR, formats.authenticode(uki), inner]),
+        4: extend([CALLING, SEPARATOR, formats.authenticode(uki), *inner]),
+        7: secure_boot(variables),
         5: extend([SEPARATOR, _sha256(_table(disk)), *LEAVING]),
         9: extend([_sha256(options), _sha256(sections[".initrd"])]),
         11: extend(
@@ -84,15 +88,25 @@ def _table(disk: bytes) -> bytes:
     return header + struct.pack("<Q", len(used)) + b"".join(used)
 
 
+def _secure(variables: Mapping[str, bytes]) -> bool:
+    return variables["SecureBoot"] == b"\1"
+
+
 def secure_boot(variables: Mapping[str, bytes] = SECURE_BOOT_OFF) -> bytes:
-    """Return PCR 7 of a machine with these variables, whose secure boot is off."""
-    data = []
-    for name, content in variables.items():
-        vendor = _DATABASE if name.startswith("db") else _GLOBAL
-        # UEFI_VARIABLE_DATA
-        sizes = struct.pack("<QQ", len(name), len(content))
-        data.append(vendor.bytes_le + sizes + name.encode("utf-16-le") + content)
-    return extend([*map(_sha256, data), SEPARATOR])
+    """Return PCR 7 of a machine with these variables; its `db` holds one key, or none."""
+    events = [_variable(name, content) for name, content in variables.items()]
+    events.append(SEPARATOR)
+    if _secure(variables):
+        # EV_EFI_VARIABLE_AUTHORITY: the entry of the list that let the UKI in.
+        events.append(_variable("db", variables["db"][formats.SIGNATURE_LIST_HEADER :]))
+    return extend(events)
+
+
+def _variable(name: str, content: bytes) -> bytes:
+    """Return the digest of UEFI_VARIABLE_DATA."""
+    vendor = formats.vendor_of(name).bytes_le
+    sizes = struct.pack("<QQ", len(name), len(content))
+    return _sha256(vendor + sizes + name.encode("utf-16-le") + content)
 
 
 def ima(values: Mapping[int, bytes]) -> bytes:

@@ -1,6 +1,6 @@
 """Write the signed reference values of the image: what a machine that boots it measures.
 
-    python -m deployments.image.reference [--key KEY] [--out FILE]
+    python -m deployments.image.reference [--key KEY] [--out FILE] [--memory MIB …] [--cpus N …]
 
 What can be foretold from the image's files is foretold; the firmware's own PCRs are recorded by
 booting each shape of machine; and that boot must show everything else to be as foretold. Beside the
@@ -25,10 +25,12 @@ from aicert.events import PCR_CHANNEL
 from deployments.image import build, predict
 
 ZERO = frozenset({12, 13})
+SECURE_BOOT = 7
 NOTES = (
-    "PCRs 0 and 1 (firmware, boot variables) were recorded by booting; 7 (secure boot off) and 10 "
-    "(Linux's digest of PCRs 0 to 9) follow from the machine; 2 to 6, 9 and 11 from the image's "
-    "files; 12 and 13 are zero, as nothing is handed to the image from outside. None is left open."
+    "PCRs 0 and 1 (firmware, boot variables) were recorded by booting; 7 (secure boot and its "
+    "keys) and 10 (Linux's digest of PCRs 0 to 9) follow from the machine; 2 to 6, 9 and 11 from "
+    "the image's files; 12 and 13 are zero, as nothing is handed to the image from outside. None "
+    "is left open."
 )
 
 Pcrs = Mapping[int, bytes]
@@ -62,7 +64,6 @@ def surprises(image: qemu.Image, pcrs: Pcrs, event_log: bytes) -> list[str]:
     """Return what a boot shows that was not foretold; nothing, if all is well."""
     foretold = {
         **image.pcrs,
-        7: predict.secure_boot(),
         10: predict.ima(pcrs),
         **dict.fromkeys(ZERO, bytes(32)),
     }
@@ -88,7 +89,7 @@ def document(
         image=image.name,
         version=version,
         issued_on=issued_on,
-        pcrs=image.pcrs,
+        pcrs={pcr: value for pcr, value in image.pcrs.items() if pcr != SECURE_BOOT},
         events={},
         zero=ZERO,
         shapes=tuple(
@@ -97,8 +98,8 @@ def document(
                 {
                     0: pcrs[0],
                     1: pcrs[1],
-                    7: predict.secure_boot(),
-                    10: predict.ima({**image.pcrs, **pcrs}),
+                    SECURE_BOOT: image.pcrs[SECURE_BOOT],
+                    10: predict.ima({**pcrs, **image.pcrs}),
                 },
                 {},
                 frozenset(),
@@ -142,28 +143,33 @@ def main() -> None:
     state = machine.default_state()
     parser.add_argument("--key", type=Path, default=state / "reference-key.pem", help="signs it")
     parser.add_argument("--out", type=Path, help="default: beside the image")
-    parser.add_argument("--memory", type=int, default=qemu.Shape().memory, help="MiB")
-    parser.add_argument("--cpus", type=int, default=qemu.Shape().cpus)
+    parser.add_argument("--image", type=Path, help="folder; default: what `make image` makes")
+    shape = qemu.Shape()
+    parser.add_argument("--memory", type=int, nargs="+", default=[shape.memory], help="MiB")
+    parser.add_argument("--cpus", type=int, nargs="+", default=[shape.cpus])
     options = parser.parse_args()
-    folder = build.build()
+    folder = options.image or build.build()
     image = qemu.Image.load(folder)
     out = options.out or folder / "reference.json"
-    shape = qemu.Shape(options.memory, options.cpus)
-    print(f"Booting {image.name} on {shape.name()} …", flush=True)
-    pcrs, event_log = boot(image, shape)
-    if found := surprises(image, pcrs, event_log):
-        sys.exit("\n".join(["The boot is not as foretold:", *found]))
-    key = open_key(options.key)
+    booted = {}
+    for shape in (qemu.Shape(memory, cpus) for memory in options.memory for cpus in options.cpus):
+        name = shape.name(image.firmware)
+        print(f"Booting {image.name} on {name} …", flush=True)
+        booted[name] = pcrs, event_log = boot(image, shape)
+        if found := surprises(image, pcrs, event_log):
+            sys.exit("\n".join(["The boot is not as foretold:", *found]))
     values = document(
         image,
         build.version_of(folder),
-        {shape.name(): pcrs},
+        {name: pcrs for name, (pcrs, _) in booted.items()},
         datetime.now(UTC).replace(microsecond=0),
     )
+    key = open_key(options.key)
     signed = reference.sign(values, key)
-    result = reference.check_boot(event_log, pcrs, [reference.parse(signed)])
-    if not result.measured:
-        sys.exit(f"The boot does not match its own reference values: {result.nearest}")
+    for name, (pcrs, event_log) in booted.items():
+        result = reference.check_boot(event_log, pcrs, [reference.parse(signed)])
+        if not result.measured:
+            sys.exit(f"The boot on {name} does not match its reference values: {result.nearest}")
     out.write_bytes(signed)
     out.with_suffix(".policy.yaml").write_text(policy(keys.fingerprint(key), out.name))
     for line in result.pcrs:
