@@ -11,7 +11,7 @@ from aicert.agent import machine as machines
 from aicert.agent.audit import Demands, EmptyStoreError, Finding
 from aicert.agent.machine import MachineConfig
 from blocks import AzureBlobStore, FolderStore, FsspecStore, VerificationPolicy
-from flows.certify import failure
+from flows.certify import failure, refuse_exposed_secrets
 from tasks.reporting import StepError, artifact, failing_as, logger, told
 from tasks.words import code, count, key, table, text
 
@@ -36,6 +36,7 @@ def audit(
     """
     try:
         with failing_as("audit"):
+            refuse_exposed_secrets()
             opened = store or FolderStore(folder=machines.default_state() / "store")
             url, options = opened.source()
             demands = policy.demands() if policy else own_demands()

@@ -38,6 +38,7 @@ from blocks import (
     Machine,
     VerificationPolicy,
 )
+from blocks.base import AicertBlock
 from flows import original
 from tasks.destroy import destroy, end
 from tasks.fetch import fetch
@@ -58,6 +59,12 @@ class ChoiceError(Error):
     """The parameters do not say which spec to run."""
 
     code = "run.spec-choice"
+
+
+class ExposedSecretError(Error):
+    """A secret stands in the run's parameters, where everybody reads it."""
+
+    code = "run.exposed-secret"
 
 
 def run_name() -> str:
@@ -182,12 +189,33 @@ def ended(work: Callable[[], dict[str, Any] | State[Any]]) -> Any:
     A state, and not a value or an error: so its message is the whole story, and nothing else.
     """
     try:
+        with failing_as("parameters"):
+            refuse_exposed_secrets()
         done = work()
     except StepError as error:
         return failure(error)
     if isinstance(done, State):
         return told(done)
     return told(Completed(message=f"certified: {done['certificate']}", data=done))
+
+
+def refuse_exposed_secrets() -> None:
+    """Refuse a run of a deployment whose parameters hold a secret: the server keeps and shows them.
+
+    Raises:
+        ExposedSecretError: a block with a secret was given by its fields.
+    """
+    if runtime.deployment.id is None:
+        return  # called from Python: Prefect is told of blocks without their secrets
+    for name, value in runtime.flow_run.parameters.items():
+        if isinstance(value, AicertBlock) and value.exposed:
+            raise ExposedSecretError(
+                "a secret stands in this run's parameters, which the server keeps and shows",
+                got=f"{name}, given by its fields",
+                expected="a saved block, by its name",
+                advice="take the secret out of use, and delete this run; save the block, and give "
+                f'{{"$ref": {{"block_document_slug": "{value.get_block_type_slug()}/NAME"}}}}',
+            )
 
 
 def failure(error: StepError) -> State[Any]:

@@ -16,6 +16,7 @@ from blocks import (
     VerificationPolicy,
 )
 from blocks.checks import Check
+from flows.certify import ExposedSecretError, refuse_exposed_secrets
 from tasks.reporting import artifact, logger, told
 from tasks.words import key, table, text
 
@@ -35,7 +36,12 @@ def check(
         credentials: What it would show to its sources.
         policy: What its certificate would have to pass.
     """
-    found: list[Check] = (machine or LocalMachine()).check()
+    found: list[Check] = []
+    try:
+        refuse_exposed_secrets()
+    except ExposedSecretError as error:
+        found.append(Check.failed("parameters", error))
+    found += (machine or LocalMachine()).check()
     found += (store or FolderStore(folder=machines.default_state() / "store")).check()
     found += credentials.check() if credentials else []
     found += policy.check() if policy else []

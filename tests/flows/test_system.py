@@ -1,5 +1,6 @@
 """As a builder and an operator do it: a server, a worker, a deployment, a run, a cancelled run."""
 
+import json
 import os
 import re
 import signal
@@ -23,6 +24,13 @@ from tests.support.pipeline import (
 )
 
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("system")]
+
+SAVE = """
+import sys
+from prefect.types import SecretDict
+from blocks import InputCredentials
+InputCredentials(secrets=SecretDict({"data": {"token": sys.argv[1]}})).save("saved")
+"""
 
 
 def test_setting_up_again_changes_nothing_and_keeps_what_an_operator_changed(
@@ -84,8 +92,17 @@ def test_every_kind_of_machine_has_a_limit(installation: Installation) -> None:
 def test_a_run_of_the_deployment_is_certified(
     installation: Installation, image: str, state: Path, tmp_path: Path
 ) -> None:
-    done = installation.run(write_spec(tmp_path, image=image), state, tmp_path / "s", "--watch")
+    secret = "battery-staple-correct-horse"
+    installation.command(sys.executable, "-c", SAVE, secret)
+    saved = {"$ref": {"block_document_slug": "aicert-input-credentials/saved"}}
+    options = ("--watch", "--param", f"credentials={json.dumps(saved)}")
+    done = installation.run(write_spec(tmp_path, image=image), state, tmp_path / "s", *options)
     assert "finished successfully" in done.stdout
+    # Not in the database, a log, the store or what was printed.
+    kept = [path for folder in (installation.home, tmp_path) for path in folder.rglob("*")]
+    assert any(path.name == "prefect.db" for path in kept)
+    assert not any(secret.encode() in path.read_bytes() for path in kept if path.is_file())
+    assert secret not in done.stdout + done.stderr
     (digest,) = published(tmp_path / "s")
     run = run_id(done)
     assert installation.api(f"flow_runs/{run}")["name"] == f"tiny-{run[-6:]}"
@@ -119,6 +136,21 @@ def test_a_parameter_that_does_not_fit_is_refused_at_once(installation: Installa
     )
     assert done.returncode != 0
     assert "perhaps" in done.stdout + done.stderr
+
+
+def test_a_secret_in_the_parameters_is_refused(
+    installation: Installation, image: str, state: Path, tmp_path: Path
+) -> None:
+    secret = "correct-horse-battery-staple"
+    given = {"block_type_slug": "aicert-input-credentials", "secrets": {"data": {"token": secret}}}
+    option = ("--watch", "--param", f"credentials={json.dumps(given)}")
+    spec = write_spec(tmp_path, image=image)
+    done = installation.run(spec, state, tmp_path / "s", *option, check=False)
+    assert done.returncode == 1
+    message = installation.state(run_id(done))["message"]
+    assert message.startswith("parameters: ") and "[run.exposed-secret]" in message
+    assert "aicert-input-credentials/NAME" in message and secret not in message
+    assert machines(state) == []
 
 
 def test_a_cancelled_run_ends_container_and_machine_within_ten_seconds(
