@@ -1,22 +1,35 @@
-"""Take pictures of what a builder sees in the Prefect UI, with a headless Chromium.
+"""Take pictures of what people see in the Prefect UI, with a headless Chromium.
 
-    python tests/ui/screenshots.py FLOW_RUN_ID FOLDER [--url http://127.0.0.1:4200]
+    python -m tests.ui.screenshots latest FOLDER [--url http://127.0.0.1:4200]
 
-One picture for each page: the run, each artifact of it, the deployment and its run form. The pages
-are those of the newest run where FLOW_RUN_ID is `latest`.
+One picture for each page: the run, its artifacts, the deployment and its form, the newest run that
+failed, our blocks and their forms, limits and automations. `latest` is the newest certified run.
+`run.png` and `card.png` are the pictures in docs/images.
 """
 
 import argparse
 import json
-import shutil
-import subprocess
 import tempfile
+import time
 import urllib.request
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-BROWSERS = ("chromium", "chromium-browser", "google-chrome")
-BUDGET_MILLISECONDS = 15_000
+from tests.support.browser import Browser, browser
+
+SETTLE_SECONDS = 2.0
+"""How long a page may take to draw what it has received."""
+
+
+@dataclass(frozen=True)
+class Page:
+    """A page, a text that is on it once it is there, and how large a picture shows it whole."""
+
+    path: str
+    shows: str
+    height: int = 1300
+    width: int = 1400
 
 
 def main() -> None:
@@ -25,71 +38,80 @@ def main() -> None:
     parser.add_argument("run", help="id of a flow run, or 'latest'")
     parser.add_argument("folder", type=Path)
     parser.add_argument("--url", default="http://127.0.0.1:4200")
-    parser.add_argument("--width", type=int, default=1400)
+    parser.add_argument("--only", help="take those pictures alone whose name begins so")
     options = parser.parse_args()
     options.folder.mkdir(parents=True, exist_ok=True)
-    for name, (path, height) in pages(options.url, options.run).items():
-        target = options.folder / f"{name}.png"
-        shoot(f"{options.url}{path}", target, options.width, height)
-        print(target)
+    with tempfile.TemporaryDirectory() as profile, browser(Path(profile)) as window:
+        for name, page in pages(options.url, options.run).items():
+            if name.startswith(options.only or ""):
+                target = options.folder / f"{name}.png"
+                shoot(window, f"{options.url}{page.path}", page, target)
+                print(target, flush=True)
 
 
-def pages(url: str, run: str) -> dict[str, tuple[str, int]]:
-    """Return the pages of a run: by name, the path and the height that shows all of it."""
+def pages(url: str, run: str) -> dict[str, Page]:
+    """Return the pages of a run and of what stands around it, by name."""
     if run == "latest":
-        run = post(url, "flow_runs/filter", {"sort": "START_TIME_DESC", "limit": 1})[0]["id"]
-    flow_run = get(url, f"flow_runs/{run}")
+        run = newest(url, "COMPLETED")[0]["id"]
+    flow_run = ask(url, f"flow_runs/{run}")
+    name = flow_run["name"]
     found = {
-        "run": (f"/runs/flow-run/{run}", 1500),
-        "run-artifacts": (f"/runs/flow-run/{run}?tab=Artifacts", 1500),
-        "artifacts": ("/artifacts", 1300),
+        "run": Page(f"/runs/flow-run/{run}", name, 1060),
+        "run-artifacts": Page(f"/runs/flow-run/{run}?tab=Artifacts", name, 1500),
+        "artifacts": Page("/artifacts", "aicert-"),
     }
     filter_ = {"artifacts": {"flow_run_id": {"any_": [run]}}, "sort": "ID_DESC"}
-    for artifact in post(url, "artifacts/filter", filter_):
+    for artifact in ask(url, "artifacts/filter", filter_):
         key = artifact["key"] or artifact["id"]
-        found[f"artifact-{key}"] = (f"/artifacts/artifact/{artifact['id']}", 1300)
+        page = Page(f"/artifacts/artifact/{artifact['id']}", key)
+        if key.endswith("-certificate-card"):
+            found["card"] = Page(page.path, key, width=1120)
+        else:
+            found[f"artifact-{key}"] = page
     if flow_run["deployment_id"]:
         deployment = f"/deployments/deployment/{flow_run['deployment_id']}"
-        found["deployment"] = (deployment, 1000)
-        found["deployment-run"] = (f"{deployment}/run", 2600)
+        found["deployment"] = Page(deployment, "certify", 1000)
+        found["deployment-form"] = Page(f"{deployment}/run", "publish_weights", 1800)
+    for failed in newest(url, "FAILED"):
+        found["failed"] = Page(f"/runs/flow-run/{failed['id']}", failed["name"], 1900)
+    found["blocks"] = Page("/blocks", "aicert", 700)
+    for item in ask(url, "block_types/filter", {"limit": 200}):
+        if (slug := item["slug"]).startswith("aicert-"):
+            about = f"/blocks/catalog/{slug}"
+            found[f"block-{slug}"] = Page(about, item["name"], 900)
+            found[f"block-form-{slug}"] = Page(f"{about}/create", "Block Name", 2400)
+    found["limits"] = Page("/concurrency-limits", "aicert-", 900)
+    found["automations"] = Page("/automations", "aicert", 900)
     return found
 
 
-def shoot(url: str, target: Path, width: int, height: int) -> None:
+def shoot(window: Browser, url: str, page: Page, target: Path) -> None:
     """Write a picture of a page."""
-    browser = next(filter(None, map(shutil.which, BROWSERS)), None)
-    if browser is None:
-        raise SystemExit("no browser: install Debian's package chromium")
-    with tempfile.TemporaryDirectory() as profile:
-        subprocess.run(
-            [
-                browser,
-                *("--headless", "--no-sandbox", "--disable-gpu", "--disable-quic"),
-                *("--no-first-run", "--disable-background-networking"),
-                *("--disable-component-update", "--disable-sync", "--hide-scrollbars"),
-                f"--user-data-dir={profile}",
-                f"--window-size={width},{height}",
-                f"--virtual-time-budget={BUDGET_MILLISECONDS}",
-                f"--screenshot={target.absolute()}",
-                url,
-            ],
-            check=True,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-            timeout=120,
-        )
+    size = {"width": page.width, "height": page.height, "deviceScaleFactor": 1, "mobile": False}
+    window.driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
+    window.open(url)
+    window.await_text(page.shows)
+    time.sleep(SETTLE_SECONDS)
+    window.driver.save_screenshot(str(target))
 
 
-def get(url: str, path: str) -> Any:
-    """Read from the server's API."""
-    with urllib.request.urlopen(f"{url}/api/{path}", timeout=30) as response:
-        return json.load(response)
+def newest(url: str, state: str) -> list[dict[str, Any]]:
+    """Return the newest run of `certify` that is in a type of state, if there is one."""
+    wanted = {
+        "flows": {"name": {"any_": ["certify"]}},
+        "flow_runs": {"state": {"type": {"any_": [state]}}},
+        "sort": "START_TIME_DESC",
+        "limit": 1,
+    }
+    return list(ask(url, "flow_runs/filter", wanted))
 
 
-def post(url: str, path: str, body: object) -> Any:
+def ask(url: str, path: str, body: object = None) -> Any:
     """Ask the server's API."""
     request = urllib.request.Request(
-        f"{url}/api/{path}", json.dumps(body).encode(), {"Content-Type": "application/json"}
+        f"{url}/api/{path}",
+        None if body is None else json.dumps(body).encode(),
+        {"Content-Type": "application/json"},
     )
     with urllib.request.urlopen(request, timeout=30) as response:
         return json.load(response)
