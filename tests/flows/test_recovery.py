@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from tests.support.elsewhere import elsewhere
 from tests.support.installation import Installation, installed, run_id
 from tests.support.pipeline import (
     CERTIFY,
@@ -299,3 +300,30 @@ def test_a_run_goes_on_when_the_network_is_lost_for_a_while(
     installation.go_on("server")
     certified(installation, run, tmp_path / "s")
     assert machines(state) == []
+
+
+def test_workers_on_two_hosts_share_the_runs_and_train_on_while_a_network_is_cut(
+    installation: Installation, image: str, state: Path, tmp_path: Path
+) -> None:
+    installation.kill("worker")
+    script = f"echo begun; sleep 8; {CERTIFY}"
+    spec = write_spec(tmp_path, script, image=image)
+    runs = [run_id(installation.run(spec, state, tmp_path / str(n))) for n in range(2)]
+    with elsewhere(installation) as one, elsewhere(installation) as other:
+        try:
+            for name, host in (("one", one), ("other", other)):
+                installation.start_worker(name, 1, before=host.enter(), server=host.address)
+            for run in runs:
+                installation.await_line(run, "begun")
+            one.cut()
+            time.sleep(6)
+            one.mend()
+            for number, run in enumerate(runs):
+                certified(installation, run, tmp_path / str(number))
+            lines = [line for run in runs for line in installation.lines(run)]
+            workers = {line.split("'")[1] for line in lines if line.startswith("Worker ")}
+            assert workers == {"one", "other"}
+            await_true(lambda: machines(state) == [], 30, "the machines are gone")
+        finally:
+            for name in ("one", "other"):
+                installation.kill(name)

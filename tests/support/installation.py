@@ -12,7 +12,7 @@ import tempfile
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -48,17 +48,35 @@ class Installation:
         self._start("server", "server", "start", "--host", "127.0.0.1", "--port", str(self.port))
         await_true(self._answers, 120, "the server answers")
 
-    def start_worker(self, name: str = "worker", limit: int = 8) -> None:
-        """Start a worker, for so many runs at a time. It polls on its own time."""
-        options = ("--pool", "aicert", "--name", name, "--limit", str(limit))
-        self._start(name, "worker", "start", *options)
+    def start_worker(
+        self,
+        name: str = "worker",
+        limit: int = 8,
+        *,
+        before: Sequence[str] = (),
+        server: str = "127.0.0.1",
+    ) -> None:
+        """Start a worker, for so many runs at a time. It polls on its own time.
 
-    def _start(self, name: str, *arguments: str) -> None:
+        `before` are the words that start its command on another host, `server` is the server's
+        address from there.
+        """
+        options = ("--pool", "aicert", "--name", name, "--limit", str(limit))
+        there = {"PREFECT_API_URL": f"http://{server}:{self.port}/api"}
+        self._start(name, "worker", "start", *options, before=before, settings=there)
+
+    def _start(
+        self,
+        name: str,
+        *arguments: str,
+        before: Sequence[str] = (),
+        settings: Mapping[str, str] | None = None,
+    ) -> None:
         with (self.home / f"{name}.log").open("ab") as log:
             self.processes[name] = subprocess.Popen(
-                [BIN / "prefect", *arguments],
+                [*before, BIN / "prefect", *arguments],
                 cwd=self.home,
-                env=self.environment,
+                env={**self.environment, **(settings or {})},
                 stdout=log,
                 stderr=log,
                 start_new_session=True,
