@@ -27,6 +27,7 @@ from aicert.agent import spec as specs
 from aicert.agent.machine import MachineConfig, MachineHandle
 from aicert.agent.spec import Spec
 from aicert.errors import Error
+from aicert.verify import Verdict
 from blocks import (
     AnyMachine,
     AzureBlobStore,
@@ -39,7 +40,7 @@ from blocks import (
     VerificationPolicy,
 )
 from blocks.base import AicertBlock
-from flows import original
+from flows import earlier, original
 from tasks.destroy import destroy, end
 from tasks.fetch import fetch
 from tasks.image import image
@@ -263,6 +264,11 @@ def perform(
     with failing_as("store"):
         # Now, and not after hours of training.
         store.open().check()
+    lives = (living.tags.get("flowRun") for living in machines.living(config.state))
+    if str(runtime.flow_run.id) not in lives:
+        demanded = policy or own_policy(config)
+        if (verdict := earlier.published(spec, store, demanded)) is not None:
+            return _published_earlier(verdict, store, demanded, publish_weights)
     # Waits for a slot where the operator has set a limit; a lost lease must not end a training, and
     # a killed run must not keep its slot for long.
     limit = f"aicert-{config.kind}"
@@ -331,6 +337,43 @@ def _perform(
         "metrics": trained["summary"]["metrics"],
         "trainingMilliseconds": trained["summary"]["durationMilliseconds"],
         "totalMilliseconds": round((time.monotonic() - start) * 1000),
+    }
+
+
+def _published_earlier(
+    verdict: Verdict, store: CertificateStore, policy: VerificationPolicy, weights: bool
+) -> dict[str, Any]:
+    """Do what is left of a run whose certificate an earlier attempt of it published; return it."""
+    run, digest = verdict.run, verdict.certificate_digest
+    logger().warning("certificate sha256:%s was published before this run was killed", digest)
+    url = f"{store.open().url}/certificates/{digest}"
+    published = {
+        "digest": digest,
+        "url": url,
+        "certificate": f"{url}/certificate.json",
+        "weights": f"{url}/weights" if weights else None,
+        "new": False,
+    }
+    command = verify_command(published, policy)
+    name = run.job.spec.name
+    again = verify(published, name=name, store=store, policy=policy, command=command)
+    made = run.outputs.manifest
+    return {
+        "name": name,
+        "run": run.job.run,
+        **published,
+        "assurance": again["assurance"],
+        "verify": command,
+        "outputs": {
+            "root": made.root,
+            "files": [file.to_json() for file in made.files[:100]],
+            "count": len(made.files),
+            "size": made.size,
+            "unmatched": [],
+        },
+        "metrics": None if run.end.metrics is None else dict(run.end.metrics.values),
+        "trainingMilliseconds": run.end.duration_milliseconds,
+        "totalMilliseconds": 0,
     }
 
 

@@ -174,6 +174,25 @@ def test_a_retry_starts_over_where_the_machine_died_with_the_run(
     assert machines(state) == []
 
 
+def test_a_retry_trains_nothing_where_the_killed_run_had_published(
+    installation: Installation, image: str, state: Path, tmp_path: Path
+) -> None:
+    run = begin(installation, tmp_path, state, image, 2)
+    flow = installation.flow_process()
+    made = {"flow_run_id": {"any_": [run]}, "key": {"any_": ["aicert-tiny-publish"]}}
+    await_true(
+        lambda: bool(installation.api("artifacts/filter", {"artifacts": made})), 60, "it publishes"
+    )
+    kill(flow)
+    (digest,) = published(tmp_path / "s")
+    reported(installation, run)
+    installation.prefect("flow-run", "retry", run)
+    assert certified(installation, run, tmp_path / "s") == digest
+    wanted = {"flow_runs": {"id": {"any_": [run]}}, "task_runs": {"name": {"any_": ["train"]}}}
+    assert len(installation.api("task_runs/filter", wanted)) == 1
+    await_true(lambda: machines(state) == [], 30, "the dead machine's folder is swept")
+
+
 def test_a_run_whose_process_and_worker_die_is_noticed_and_the_reaper_ends_its_machine(
     installation: Installation, image: str, state: Path, tmp_path: Path
 ) -> None:
