@@ -5,7 +5,6 @@ import os
 import re
 import signal
 import sys
-import time
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -162,11 +161,10 @@ def test_a_cancelled_run_ends_container_and_machine_within_ten_seconds(
     installation.await_line(run, "begun")
     family = installation.family()
     assert any("swtpm" in member.command for member in family)
-    start = time.monotonic()
     installation.prefect("flow-run", "cancel", run)
-    await_true(lambda: not mentioning(state), 12, "the machine ends")
-    assert time.monotonic() - start < 12  # the command itself takes two of them
-    assert_gone(family)
+    assert_gone(family, 30)
+    await_true(lambda: not mentioning(state), 30, "the machine ends")
+    assert installation.since(run, "CANCELLING") < 10
     installation.await_state(run, "CANCELLED")
     assert machines(state) == []
     assert published(tmp_path / "s") == ()

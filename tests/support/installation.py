@@ -15,6 +15,7 @@ import urllib.request
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -187,6 +188,12 @@ class Installation:
         """Wait until a run is in a state of one of these types, and return it."""
         await_true(lambda: self.state(run)["type"] in types, seconds, f"{run} is {types}")
         return self.state(run)
+
+    def since(self, run: str, type_: str) -> float:
+        """Return how many seconds ago a run came into a type of state."""
+        states = self.api(f"flow_run_states/?flow_run_id={run}")
+        (stamp,) = [state["timestamp"] for state in states if state["type"] == type_]
+        return (datetime.now(UTC) - datetime.fromisoformat(stamp)).total_seconds()
 
     def lines(self, run: str) -> list[str]:
         """Return the log of a run."""
