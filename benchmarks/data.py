@@ -87,7 +87,7 @@ def measure(options: Options) -> Result:
                 "ours": runner(python(COMMIT, folder, kind)),
                 "loop": runner(python(LOOP, folder / "data", kind)),
             },
-            options.turns(3),
+            options.turns(1),  # minutes each
             warm=0,
         )
         what = f"{count:,} records, `{kind}`"

@@ -5,6 +5,7 @@ the other, and what is compared is their ratio within the turn. A figure is the 
 the range stands beside it.
 """
 
+import compileall
 import json
 import os
 import platform
@@ -16,6 +17,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -144,23 +146,40 @@ class Cold:
 
 def cold(command: Sequence[object], *, status: int = 0) -> Cold:
     """Run a command to its end and measure it, and it alone."""
+    line = [str(part) for part in command]
+    launcher = _launcher()
+    assert launcher.stdin is not None and launcher.stdout is not None
+    launcher.stdin.write(f"{json.dumps(line)}\n")
+    launcher.stdin.flush()
+    wall, processor, memory, code, said = json.loads(launcher.stdout.readline())
+    if code != status:
+        raise SystemExit(f"failed ({code}): {' '.join(line)}\n{said}")
+    return Cold(wall, processor, memory / 1024)
+
+
+# A process inherits the peak of memory of the one that starts it: a small one must, and not this.
+_LAUNCHER = """
+import json, os, subprocess, sys, time
+for line in sys.stdin:
     start = time.perf_counter()
-    process = subprocess.Popen(
-        [str(part) for part in command],
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        cwd=ROOT,
-    )
-    assert process.stderr is not None
+    process = subprocess.Popen(json.loads(line), stdin=subprocess.DEVNULL,
+                               stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
     said = process.stderr.read()  # until its end, so that it never waits for us
-    _, code, usage = os.wait4(process.pid, 0)
+    _, status, usage = os.wait4(process.pid, 0)
     wall = time.perf_counter() - start
+    process.returncode = os.waitstatus_to_exitcode(status)
     process.stderr.close()
-    process.returncode = os.waitstatus_to_exitcode(code)
-    if process.returncode != status:
-        line = " ".join(map(str, command))
-        raise SystemExit(f"failed ({process.returncode}): {line}\n{said.decode(errors='replace')}")
-    return Cold(wall, usage.ru_utime + usage.ru_stime, usage.ru_maxrss / 1024)
+    found = wall, usage.ru_utime + usage.ru_stime, usage.ru_maxrss, process.returncode
+    print(json.dumps([*found, said.decode(errors="replace")]), flush=True)
+"""
+
+
+@cache
+def _launcher() -> subprocess.Popen[str]:
+    line = [sys.executable, "-I", "-S", "-c", _LAUNCHER]
+    return subprocess.Popen(
+        line, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=ROOT
+    )
 
 
 def python(code: str, *arguments: object) -> list[str]:
@@ -228,8 +247,9 @@ def conditions() -> Iterator[Callable[[], str]]:
         others = max(0.0, (_busy() - busy) - (_own() - own)) / wall
         return (
             f"Measured on {datetime.now(UTC):%Y-%m-%d} with aicert {aicert.__version__}, Python "
-            f"{platform.python_version()}, {os.cpu_count()} cores of {_processor()}. Load average "
-            f"before: {before:.1f}. Processor time of all other programs meanwhile: "
+            f"{platform.python_version()}, {os.cpu_count()} cores of {_processor()} with "
+            f"{'' if _sha_extensions() else 'no '}SHA extensions, {_memory()} GiB of memory. Load "
+            f"average before: {before:.1f}. Processor time of all other programs meanwhile: "
             f"{others:.1f} cores."
         )
 
@@ -245,14 +265,40 @@ def _busy() -> float:
 def _own() -> float:
     """Seconds of the processor that this process and its ended children have had."""
     times = os.times()
-    return times.user + times.system + times.children_user + times.children_system
+    ours = times.user + times.system + times.children_user + times.children_system
+    if not _launcher.cache_info().currsize:
+        return ours
+    stat = Path(f"/proc/{_launcher().pid}/stat").read_text().rpartition(")")[2].split()
+    return ours + sum(map(int, stat[11:15])) / os.sysconf("SC_CLK_TCK")  # proc(5): utime to cstime
 
 
 def _processor() -> str:
+    return _cpuinfo("model name") or platform.machine()
+
+
+def _sha_extensions() -> bool:
+    return bool({"sha_ni", "sha2"} & set((_cpuinfo("flags") or _cpuinfo("Features")).split()))
+
+
+def _cpuinfo(name: str) -> str:
     for line in Path("/proc/cpuinfo").read_text().splitlines():
-        if line.startswith("model name"):
+        if line.startswith(name):
             return line.partition(":")[2].strip()
-    return platform.machine()
+    return ""
+
+
+def _memory() -> int:
+    return round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / GIB)
+
+
+def as_installed() -> None:
+    """Have our programs start as they do where pip has installed them: from compiled files.
+
+    An environment may say that none are to be written, and a checkout then has none.
+    """
+    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+    sys.dont_write_bytecode = False
+    compileall.compile_dir(ROOT / "aicert", quiet=1)
 
 
 # -- data ------------------------------------------------------------------------------------------

@@ -122,7 +122,7 @@ def _store(options: Options) -> list[Figure]:
         line = [BIN / "aicert", "audit", store, "--root", root, "--allow-simulated", "--jobs", jobs]
         return lambda: cold(line).wall
 
-    found = take_turns({"many": audit(cores), "one": audit(1)}, options.turns(3), warm=0)
+    found = take_turns({"many": audit(cores), "one": audit(1)}, options.turns(2), warm=0)
     rates = tuple(count / wall for wall in found["many"])
     return [
         Figure(f"`aicert audit` of {count:,} certificates, {cores} processes",

@@ -1,10 +1,12 @@
 """The benchmarks' own promises: fair turns, medians, and pages that can be read back."""
 
+import os
 import sys
 from pathlib import Path
 
 import pytest
 
+from benchmarks import __main__ as program
 from benchmarks import harness
 from benchmarks.harness import Figure, Result, cold, python, ratio, take_turns
 from benchmarks.plot import plot
@@ -42,6 +44,20 @@ def test_a_failing_program_is_no_measurement() -> None:
     assert cold([sys.executable, "-c", "raise SystemExit(3)"], status=3).wall > 0
 
 
+def test_the_memory_of_a_program_is_its_own_and_not_that_of_who_measures_it() -> None:
+    held = bytearray(os.urandom(1)) * (200 << 20)
+    small, large = cold(python("pass")), cold(python("x = bytearray(b'x') * (100 << 20)"))
+    assert held[-1] == held[0]
+    assert small.memory < 50 and 100 < large.memory < 150
+
+
+def test_what_our_own_programs_take_is_not_called_others_work() -> None:
+    cold(python("pass"))
+    before = harness._own()
+    burnt = cold(python("import time\nwhile time.process_time() < 0.5: pass")).processor
+    assert abs(harness._own() - before - burnt) < 0.1
+
+
 def test_a_result_can_be_read_back_and_drawn(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -53,3 +69,21 @@ def test_a_result_can_be_read_back_and_drawn(
     assert Result.load("other") is None
     assert "| ours <of> theirs | 0.55 (0.5 to 0.6) × | ≤ 0.7 × | met |" in result.markdown()
     assert "ours &lt;of&gt; theirs" in plot([figure])
+
+
+def test_a_suite_that_fails_costs_no_other_its_figures(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def measure(name: str, _: object) -> Result:
+        if name == "hashing":
+            raise SystemExit("it broke")
+        return Result(name, "about", (Figure("it", (1.0,), "s"),))
+
+    for module in (harness, program):
+        monkeypatch.setattr(module, "RESULTS", tmp_path)
+    monkeypatch.setattr(program, "_measured", measure)
+    monkeypatch.setattr(program, "as_installed", lambda: None)
+    monkeypatch.setattr(sys, "argv", ["benchmarks", "hashing", "tpm"])
+    assert program.main() == 1
+    assert "it broke" in capsys.readouterr().err
+    assert {path.name for path in tmp_path.iterdir()} >= {"tpm.md", "tpm.json"}
