@@ -44,7 +44,7 @@ CUT = "\n".join([
 
 def measure(options: Options) -> Result:
     """Run the demo a few times, and install once."""
-    runs = [_once() for _ in range(options.turns(5) + 1)][1:]  # the first warms up
+    runs = [_once() for _ in range(options.turns(3) + 1)][1:]  # the first warms up
     figures = [
         Figure(f"the second time: {name}", tuple(run[name] for run in runs), "s")
         for name in runs[0]

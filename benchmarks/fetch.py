@@ -93,10 +93,10 @@ def _folder(folder: Path, options: Options) -> list[Figure]:
     source = folder / "source"
     for number in range(4):
         write_file(source / f"{number}.bin", size // 4)
-    large = _compare(folder, f"file:{source}", {}, {"cp": ["cp", "-r", source]}, options.turns(7))
+    large = _compare(folder, f"file:{source}", {}, {"cp": ["cp", "-r", source]}, options.turns(5))
     shutil.rmtree(source)
     write_small(source, count)
-    small = _compare(folder, f"file:{source}", {}, {"cp": ["cp", "-r", source]}, options.turns(7))
+    small = _compare(folder, f"file:{source}", {}, {"cp": ["cp", "-r", source]}, options.turns(5))
     shutil.rmtree(source)
     return [
         *_figures(f"a folder, {size // MIB:,} MiB in four files", size, large),
@@ -114,7 +114,7 @@ def _nginx(folder: Path, options: Options) -> list[Figure]:
             "curl": ["curl", "--silent", "--fail", url, "--output"],
             "fsspec": [sys.executable, "-c", FSSPEC, "http", url, "INTO", "{}"],
         }
-        found = _compare(folder, url, {}, peers, options.turns(7))
+        found = _compare(folder, url, {}, peers, options.turns(5))
         cut = _cut(folder, url, size, asked)
     shutil.rmtree(folder / "source")
     return [*_figures(f"nginx, {size // MIB:,} MiB in one file", size, found), *cut]
@@ -135,7 +135,7 @@ def _azurite(folder: Path, options: Options) -> list[Figure]:
             {"fsspec": [sys.executable, "-c", FSSPEC, "az", "bench/large/data.bin", "INTO",
                         same],
              "azure": [sys.executable, "-c", AZURE, connection, "bench", "large/data.bin", "INTO"]},
-            options.turns(7),
+            options.turns(5),
         )  # fmt: skip
         small = _compare(
             folder, store.uri("small/"), store.secrets,

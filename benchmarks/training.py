@@ -63,7 +63,7 @@ def measure(options: Options) -> Result:
 
     found = take_turns(
         {"pipeline": lambda: _in_pipeline(config, job), "bare": lambda: _bare(bare, epochs)},
-        options.turns(11),
+        options.turns(10),
     )
     pipeline, alone = found["pipeline"], found["bare"]
 

@@ -99,7 +99,7 @@ def _large(options: Options) -> list[Figure]:
     theirs, loop = signed(model), python(LOOP, model)
     found = take_turns(
         {"ours": lambda: cold(ours), "oms": lambda: cold(theirs), "loop": lambda: cold(loop)},
-        options.turns(7),
+        options.turns(5),
     )
     what = f"with {total / GIB:g} GiB of weights"
     return [
