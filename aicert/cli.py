@@ -464,7 +464,7 @@ def data_group() -> None:
 
 
 @data_group.command("root")
-@click.argument("kind", type=click.Choice(["lines", "jsonl", "files"]))
+@click.argument("kind", type=click.Choice(["lines", "jsonl", "parquet", "files"]))
 @click.argument("files", type=click.Path(path_type=Path, exists=True))
 @click.option("--scratch", type=_Folder, help="Folder for about 64 bytes for each record.")
 def data_root(kind: str, files: Path, scratch: Path | None) -> None:

@@ -26,7 +26,12 @@ PCR_OUTPUTS = 8
 PCR_CHANNEL = 15
 """The PCR of the agent's channel key."""
 
-RECORD_METHODS = {"lines": "lines/1", "jsonl": "jsonl/1", "files": "files/1"}
+RECORD_METHODS = {
+    "lines": "lines/1",
+    "jsonl": "jsonl/1",
+    "parquet": "parquet/1",
+    "files": "files/1",
+}
 """The kinds of records that a spec may ask for, and the method by which each is committed to."""
 
 MAX_RECORDS = 1 << 40

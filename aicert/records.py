@@ -22,12 +22,12 @@ import tempfile
 import zlib
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
 from typing import IO, cast
 
-from aicert import canonical
+from aicert import canonical, parquet
 from aicert.errors import Error
 from aicert.events import RECORD_METHODS, Records
 from aicert.manifest import File, Manifest, check_path, hash_file, scan
@@ -54,7 +54,7 @@ _NOT_TEXT = (
     (b"\xfd7zXZ\x00", "xz"),
     (b"BZh", "bzip2"),
     (b"PK\x03\x04", "a ZIP archive"),
-    (b"PAR1", "Parquet"),
+    (b"PAR1", "Parquet, which is taken apart by records: parquet"),
     (b"ARROW1", "Arrow"),
     (b"\x04\x22\x4d\x18", "LZ4"),
     (b"\xff\xfe", "UTF-16"),
@@ -110,7 +110,7 @@ def commit(
     Args:
         folder: where the files of the manifest lie.
         manifest: what they hold; a file that does not is refused.
-        kind: `lines`, `jsonl` or `files`.
+        kind: `lines`, `jsonl`, `parquet` or `files`.
         scratch: a folder for at most 64 bytes for each record, which are removed at the end.
         keep: where to write the digests of the records, in order, each once.
         progress: called with each number of bytes read, and now and then with 0; what it raises
@@ -178,7 +178,7 @@ def record_digest(data: bytes, kind: str) -> bytes:
             advice="give one record at a time",
         )
     try:
-        return hashlib.sha256(normalise(data, kind)).digest()
+        return hashlib.sha256(normalise(data, "lines" if kind == "lines" else "jsonl")).digest()
     except canonical.CanonicalError as error:
         raise RecordsError(f"the record: {error.message}", got=error.got) from error
 
@@ -201,16 +201,70 @@ def _digests(folder: Path, manifest: Manifest, kind: str, report: Progress) -> I
     for file in manifest.files:
         if kind == "files":
             yield bytes.fromhex(file.sha256)
+        elif kind == "parquet":
+            yield from _rows(folder / file.path, file, report)
         else:
             yield from _lines(folder / file.path, file, kind, report)
 
 
-def _lines(path: Path, file: File, kind: str, report: Progress) -> Iterator[bytes]:
-    """Yield the digest of every record in a file, and check in the end that it was this file."""
+@contextmanager
+def _opened(path: Path, file: File) -> Iterator[IO[bytes]]:
+    """Open a file of the manifest, and nothing that only has its name."""
     descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     with open(descriptor, "rb", buffering=0) as raw:
         if not stat.S_ISREG(os.fstat(descriptor).st_mode):
             raise ChangedError("this is not a regular file", got=file.path)
+        yield raw
+
+
+def _unchanged(file: File, got: str) -> None:
+    if got != file.sha256:
+        raise ChangedError(
+            "a file changed after it was fetched",
+            got=f"{file.path}: {got}",
+            expected=file.sha256,
+        )
+
+
+def _rows(path: Path, file: File, report: Progress) -> Iterator[bytes]:
+    """Yield the digest of every row of a Parquet file, after a check that it is this file.
+
+    Its footer is at its end, so it is hashed first, and then read in another order.
+    """
+    with _opened(path, file) as raw:
+        hashed = _Hashed(raw, report)
+        while hashed.readinto(memoryview(bytearray(_BUFFER))):
+            pass
+        _unchanged(file, hashed.digest.hexdigest())
+        number = 0
+        try:
+            for row in parquet.rows(raw.fileno(), report):
+                number += 1
+                normal = canonical.dumps(row)
+                if len(normal) > MAX_RECORD:
+                    raise TooLongError(
+                        "the row is too long", expected=f"at most {MAX_RECORD} bytes"
+                    )
+                yield hashlib.sha256(normal).digest()
+        except parquet.ParquetError as error:
+            raise RecordsError(
+                f"{file.path}: {error.message}",
+                got=error.got,
+                expected=error.expected,
+                advice=error.advice or "see that its folder holds Parquet alone; or write it anew",
+            ) from error
+        except canonical.CanonicalError as error:
+            raise RecordsError(
+                f"{file.path}, row {number}: {error.message}",
+                got=error.got,
+                expected="finite numbers, and integers of at most 2^53 - 1",
+                advice="write the column as text, or the rows as JSONL; or ask for records: files",
+            ) from error
+
+
+def _lines(path: Path, file: File, kind: str, report: Progress) -> Iterator[bytes]:
+    """Yield the digest of every record in a file, and check in the end that it was this file."""
+    with _opened(path, file) as raw:
         hashed = _Hashed(raw, report)
         try:
             for number, line in enumerate(_text(io.BufferedReader(hashed, _BUFFER), file.path), 1):
@@ -237,12 +291,7 @@ def _lines(path: Path, file: File, kind: str, report: Progress) -> Iterator[byte
             raise NotTextError(
                 f"{file.path} is not whole gzip", got=error, advice="pack it again, or unpack it"
             ) from error
-        if (got := hashed.digest.hexdigest()) != file.sha256:
-            raise ChangedError(
-                "a file changed after it was fetched",
-                got=f"{file.path}: {got}",
-                expected=file.sha256,
-            )
+        _unchanged(file, hashed.digest.hexdigest())
 
 
 def _text(stream: io.BufferedReader, name: str) -> Iterator[bytes]:

@@ -139,6 +139,19 @@ def test_records_of_every_kind_can_be_proved(tmp_path: Path, kind: str) -> None:
         proof.check(shown, made.run, wanted)
 
 
+def test_a_row_of_parquet_is_proved_by_its_json(tmp_path: Path) -> None:
+    rows = Path(__file__).parent / "parquet"
+    made = world(tmp_path, {"a": (rows / "polars.parquet").read_bytes()}, "parquet")
+    here, other = tmp_path / "here", tmp_path / "other"
+    here.write_bytes((rows / "flat.jsonl").read_bytes().splitlines()[7])
+    other.write_bytes(here.read_bytes().replace(b"55433", b"55434"))
+    for place, found in ((here, True), (other, False)):
+        wanted = proof.digest_of(place, "parquet")
+        shown = proof.prove(made.item(), made.folder, wanted)
+        assert shown.found is found
+        proof.check(Proof.parse(shown.encode()), made.run, wanted)
+
+
 def test_an_input_of_one_file_may_be_given_under_any_name(tmp_path: Path) -> None:
     made = world(tmp_path, {"a": b"one\ntwo\n"})
     item = replace(made.item(), sha256=manifest.hash_file(made.folder / "a")[1])

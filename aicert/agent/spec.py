@@ -305,11 +305,11 @@ class Input(_Model):
         examples=["/inputs/data"],
     )
     records: Annotated[
-        Literal["lines", "jsonl", "files"] | None, BeforeValidator(checks.check_records)
+        Literal["lines", "jsonl", "parquet", "files"] | None, BeforeValidator(checks.check_records)
     ] = Field(
         default=None,
         description="Commit to its records, so that one can be shown to be in it, or not, without "
-        "showing the rest: each line, each line of JSON, or each file is one.",
+        "showing the rest: each line, each line of JSON, each row of Parquet, or each file is one.",
         examples=["jsonl"],
     )
     certificate: Annotated[str | None, BeforeValidator(checks.check_sha256)] = Field(

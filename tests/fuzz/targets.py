@@ -16,6 +16,7 @@ import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import cache
+from itertools import islice
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -36,6 +37,7 @@ from aicert import (
     manifest,
     merkle,
     oms,
+    parquet,
     policy_file,
     proof,
     records,
@@ -879,6 +881,35 @@ def run_records(data: bytes) -> None:
             place, listed, "lines", scratch=Path(folder)
         ).count  # fmt: skip
         assert [path.name for path in Path(folder).iterdir()] == ["input"]
+
+
+def run_parquet(data: bytes) -> None:
+    """A row has a form in JSON, or it is refused as one that has none."""
+    with tempfile.TemporaryFile(dir=_memory()) as file:
+        file.write(data)
+        file.flush()
+        for row in islice(parquet.rows(file.fileno()), 2000):
+            canonical.dumps(row)
+
+
+def parquet_seeds() -> list[bytes]:
+    """Files of several programs: flat and nested, pages of both versions, packed and not."""
+    names = ("arrow-required", "arrow-nested-pages-2", "arrow-gzip-pages-2", "duckdb", "polars")
+    return [(HERE.parent / "parquet" / f"{name}.parquet").read_bytes() for name in names]
+
+
+def parquet_stress() -> list[bytes]:
+    """Footers of as many small things as there is room for."""
+    footers = [
+        b"\x29\xfc" + b"\xff\xff\xff\x03" + bytes(parquet.MAX_FOOTER - 6),  # structures
+        b"\x29\xf1" + b"\xff\xff\xff\x03" + bytes(parquet.MAX_FOOTER - 6),  # truth values
+        b"\x1c" * parquet.MAX_FOOTER,  # one in the other
+        b"\x15" * parquet.MAX_FOOTER,  # fields
+    ]
+    return [b"PAR1" + text + len(text).to_bytes(4, "little") + b"PAR1" for text in footers]
+
+
+target("parquet", run_parquet, parquet_seeds, mutate.octets, parquet_stress)
 
 
 def _memory() -> str | None:

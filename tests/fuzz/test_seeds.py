@@ -8,8 +8,10 @@ from tests.fuzz import engine
 from tests.fuzz.targets import TARGETS, json_stress
 
 RUNS = {"verify": 60, "verify-signed": 80, "card": 120, "certificate": 60, "log": 250,
-        "chain": 500, "chain-signed": 400, "oms": 400, "records": 600}  # fmt: skip
-ONE_CODE = {"policy", "pattern", "tensors"}  # the parser has one code for every mistake
+        "chain": 500, "chain-signed": 400, "oms": 400, "records": 600,
+        "parquet": 600}  # fmt: skip
+# The parser has one code for every mistake.
+ONE_CODE = {"parquet", "policy", "pattern", "tensors"}
 
 LARGE = [
     name for name, one in TARGETS.items() if name not in ("verify", "certificate", "canonical")

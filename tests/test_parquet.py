@@ -1,0 +1,333 @@
+"""Rows of Parquet: as the programs that wrote them mean them (tests/parquet), and nothing else."""
+
+import gzip
+import json
+import tempfile
+import tracemalloc
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from aicert import manifest, parquet, records
+from aicert.errors import Error
+from aicert.events import Records
+from aicert.parquet import ParquetError
+
+FILES = Path(__file__).parent / "parquet"
+
+
+@contextmanager
+def opened(data: bytes | Path) -> Iterator[int]:
+    with tempfile.TemporaryFile() as file:
+        file.write(data if isinstance(data, bytes) else data.read_bytes())
+        file.flush()
+        yield file.fileno()
+
+
+def rows(data: bytes | Path) -> list[Any]:
+    with opened(data) as descriptor:
+        return list(parquet.rows(descriptor))
+
+
+def expected(name: str) -> list[Any]:
+    return [json.loads(line) for line in (FILES / f"{name}.jsonl").read_text().splitlines()]
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["arrow-snappy", "arrow-gzip-pages-2", "arrow-plain-groups", "duckdb", "polars", "fastparquet"],
+)
+def test_rows_are_read_as_they_were_written(name: str) -> None:
+    wanted = expected("flat")
+    if name == "fastparquet":
+        wanted = [{"text": row["text"], "score": row["score"]} for row in wanted]
+    assert rows(FILES / f"{name}.parquet") == wanted
+
+
+@pytest.mark.parametrize("name", ["arrow-nested", "arrow-nested-pages-2"])
+def test_lists_and_groups_are_put_together(name: str) -> None:
+    assert rows(FILES / f"{name}.parquet") == expected("nested")
+
+
+def test_a_column_may_have_no_nulls_and_a_file_no_rows() -> None:
+    assert rows(FILES / "arrow-required.parquet") == [{"id": number} for number in range(9)]
+    assert rows(FILES / "arrow-empty.parquet") == []
+
+
+# -- as records ------------------------------------------------------------------------------------
+
+
+def committed(folder: Path, kind: str, *names: str) -> Records:
+    place = folder / "input"
+    place.mkdir(exist_ok=True)
+    for name in names:
+        (place / name).write_bytes((FILES / name).read_bytes())
+    return records.commit(place, manifest.scan(place), kind, scratch=folder)
+
+
+@pytest.mark.parametrize(("name", "text"), [("arrow-snappy", "flat"), ("arrow-nested", "nested")])
+def test_a_row_is_the_record_that_its_json_would_be(tmp_path: Path, name: str, text: str) -> None:
+    (tmp_path / "a").mkdir()
+    (tmp_path / "b").mkdir()
+    held = committed(tmp_path / "a", "parquet", f"{name}.parquet")
+    lines = committed(tmp_path / "b", "jsonl", f"{text}.jsonl")
+    assert held == replace(lines, method="parquet/1")
+    line = (FILES / f"{text}.jsonl").read_bytes().splitlines()[3]
+    assert records.record_digest(line, "parquet") == records.record_digest(line, "jsonl")
+
+
+def test_rows_of_several_files_are_one_set(tmp_path: Path) -> None:
+    held = committed(tmp_path, "parquet", "duckdb.parquet", "polars.parquet")
+    assert held.count == 2 * len(expected("flat"))
+    assert held.distinct == len({json.dumps(row) for row in expected("flat")})
+
+
+@pytest.mark.parametrize(
+    ("name", "says"),
+    [
+        ("refused-timestamp", "of a kind that is not read"),
+        ("refused-decimal128", "of a kind that is not read"),
+        ("refused-date32", "of a kind that is not read"),
+        ("refused-halffloat", "of a kind that is not read"),
+        ("refused-map", "of a kind that is not read"),
+        ("refused-zstd", "Zstandard"),
+        ("refused-delta", "encoding 5"),
+        ("refused-nan", "row 1: the value has no canonical JSON form"),
+        ("refused-large", "row 1: the value has no canonical JSON form"),
+    ],
+)
+def test_what_has_no_one_form_refuses_the_file_and_says_what_to_do(
+    tmp_path: Path, name: str, says: str
+) -> None:
+    with pytest.raises(records.RecordsError) as caught:
+        committed(tmp_path, "parquet", f"{name}.parquet")
+    assert f"{name}.parquet" in caught.value.message
+    assert says in f"{caught.value.message} {caught.value.got}"
+    assert "JSONL" in (caught.value.advice or "")
+
+
+def test_no_other_file_may_lie_beside(tmp_path: Path) -> None:
+    (tmp_path / "input").mkdir()
+    (tmp_path / "input" / "README.md").write_text("# Data\n")
+    with pytest.raises(records.RecordsError, match=r"README\.md: this is not a Parquet file"):
+        committed(tmp_path, "parquet", "duckdb.parquet")
+
+
+def test_a_file_that_changed_is_refused_before_it_is_read(tmp_path: Path) -> None:
+    place = tmp_path / "input"
+    place.mkdir()
+    (place / "a").write_bytes((FILES / "duckdb.parquet").read_bytes())
+    tree = manifest.scan(place)
+    (place / "a").write_bytes((FILES / "polars.parquet").read_bytes())
+    with pytest.raises(records.ChangedError):
+        records.commit(place, tree, "parquet", scratch=tmp_path)
+
+
+def test_a_long_file_can_be_stopped(tmp_path: Path) -> None:
+    seen: list[int] = []
+    with opened(FILES / "duckdb.parquet") as descriptor:
+        assert sum(1 for _ in parquet.rows(descriptor, seen.append)) == 500
+    assert seen == []  # now and then, and not for so few
+
+    class StopError(Exception):
+        pass
+
+    def stop(_: int) -> None:
+        raise StopError
+
+    with pytest.raises(StopError):
+        place = tmp_path / "input"
+        place.mkdir()
+        (place / "a").write_bytes((FILES / "duckdb.parquet").read_bytes())
+        records.commit(place, manifest.scan(place), "parquet", scratch=tmp_path, progress=stop)
+
+
+# -- what an attacker writes -----------------------------------------------------------------------
+
+GOOD = {
+    name: (FILES / f"{name}.parquet").read_bytes()
+    for name in ("arrow-snappy", "arrow-nested-pages-2", "duckdb", "arrow-required")
+}
+
+
+@given(st.sampled_from(sorted(GOOD)), st.data())
+@settings(max_examples=150, deadline=None)
+def test_no_bytes_do_anything_but_fail_as_they_should(name: str, data: st.DataObject) -> None:
+    damaged = bytearray(GOOD[name])
+    for _ in range(data.draw(st.integers(1, 4))):
+        damaged[data.draw(st.integers(0, len(damaged) - 1))] = data.draw(st.integers(0, 255))
+    with opened(bytes(damaged)) as descriptor:
+        try:
+            for number, _ in enumerate(parquet.rows(descriptor)):
+                if number > 2000:
+                    break
+        except Error:
+            pass
+
+
+@pytest.mark.parametrize("name", GOOD)
+def test_a_file_that_is_cut_is_refused(name: str) -> None:
+    whole = GOOD[name]
+    for size in [*range(0, len(whole), max(1, len(whole) // 60)), len(whole) - 1]:
+        with pytest.raises(ParquetError):
+            rows(whole[:size])
+
+
+@pytest.mark.parametrize(
+    "data",
+    [b"", b"PAR1", b"PAR1PAR1", b"PARE" + bytes(8) + b"PARE", b"PAR1\0\0\0\0PARE",
+     b"PAR1" + b"\xff\xff\xff\x7f" + b"PAR1", b"PAR1\x00\x01\0\0\0PAR1"],
+)  # fmt: skip
+def test_what_is_not_parquet_is_refused(data: bytes) -> None:
+    with pytest.raises(ParquetError):
+        rows(data)
+
+
+def thrift(*fields: tuple[int, str, Any]) -> bytes:
+    """A structure of Thrift's compact protocol; kinds: i(nteger), b(ytes), l(ist), s(tructure)."""
+    made, last = b"", 0
+    for field, kind, value in fields:
+        kinds = {"i": 6, "b": 8, "l": 9, "s": 12}
+        made += bytes([(field - last) << 4 | kinds[kind]])
+        made += _value(kind, value)
+        last = field
+    return made + b"\0"
+
+
+def _value(kind: str, value: Any) -> bytes:
+    if kind == "i":
+        return varint(value << 1 if value >= 0 else (-value << 1) - 1)
+    if kind == "b":
+        return varint(len(value)) + bytes(value)
+    if kind == "l":
+        inner, items = value
+        head = {"i": 6, "b": 8, "s": 12}[inner]
+        return bytes([0xF0 | head]) + varint(len(items)) + b"".join(
+            item if inner == "s" else _value(inner, item) for item in items
+        )  # fmt: skip
+    return bytes(value)
+
+
+def varint(value: int) -> bytes:
+    made = b""
+    while value >= 0x80:
+        made += bytes([value & 0x7F | 0x80])
+        value >>= 7
+    return made + bytes([value])
+
+
+def file(page: bytes, count: int, *, codec: int = 0, kind: int = 2, optional: int = 1) -> bytes:
+    """A file of one column and one page of it."""
+    schema = [thrift((4, "b", b"schema"), (5, "i", 1)),
+              thrift((1, "i", kind), (3, "i", optional), (4, "b", b"x"))]  # fmt: skip
+    about = thrift((1, "i", kind), (2, "l", ("i", [0])), (3, "l", ("b", [b"x"])),
+                   (4, "i", codec), (5, "i", count), (6, "i", len(page)),
+                   (7, "i", len(page)), (9, "i", 4))  # fmt: skip
+    chunk = thrift((2, "i", 4), (3, "s", about))
+    group = thrift((1, "l", ("s", [chunk])), (2, "i", len(page)), (3, "i", count))
+    footer = thrift((1, "i", 1), (2, "l", ("s", schema)), (3, "i", count), (4, "l", ("s", [group])))
+    return b"PAR1" + page + footer + len(footer).to_bytes(4, "little") + b"PAR1"
+
+
+def page(body: bytes, count: int, *, size: int | None = None, encoding: int = 0) -> bytes:
+    about = thrift((1, "i", count), (2, "i", encoding), (3, "i", 3), (4, "i", 3))
+    unpacked = len(body) if size is None else size
+    return thrift((1, "i", 0), (2, "i", unpacked), (3, "i", len(body)), (5, "s", about)) + body
+
+
+def test_a_small_file_of_our_own_is_read() -> None:
+    levels = varint(3 << 1) + b"\1"  # three times there
+    body = len(levels).to_bytes(4, "little") + levels
+    body += b"".join(n.to_bytes(8, "little", signed=True) for n in (1, -2, 3))
+    assert rows(file(page(body, 3), 3)) == [{"x": 1}, {"x": -2}, {"x": 3}]
+
+
+def test_many_nulls_take_no_memory() -> None:
+    count = 1 << 40
+    levels = varint(count << 1) + b"\0"
+    body = len(levels).to_bytes(4, "little") + levels
+    with opened(file(page(body, count), count)) as descriptor:
+        tracemalloc.start()
+        for number, row in enumerate(parquet.rows(descriptor)):
+            assert row == {"x": None}
+            if number == 50_000:
+                break
+        assert tracemalloc.get_traced_memory()[1] < 1 << 20
+        tracemalloc.stop()
+
+
+@pytest.mark.parametrize("codec", [0, 1, 2])
+def test_a_page_is_not_as_long_as_it_likes(codec: int) -> None:
+    bomb = gzip.compress(bytes(1 << 24)) if codec == 2 else varint(1 << 40) + b"\0"
+    for size in (1 << 40, 100):
+        tracemalloc.start()
+        with pytest.raises(ParquetError):
+            rows(file(page(bomb, 3, size=size), 3, codec=codec))
+        assert tracemalloc.get_traced_memory()[1] < 1 << 20
+        tracemalloc.stop()
+
+
+@pytest.mark.parametrize(
+    ("data", "count"),
+    [
+        (page(bytes(24), 3), 4),  # fewer than the row group has
+        (page(bytes(24), 3), 2),  # more
+        (page(bytes(16), 3), 3),  # a value is missing
+        (page(bytes(24), 3, encoding=8), 3),  # no dictionary
+        (page(bytes(24), 3, encoding=99), 3),
+        (b"", 3),
+    ],
+)
+def test_a_column_that_contradicts_its_row_group_is_refused(data: bytes, count: int) -> None:
+    assert rows(file(page(bytes(24), 3), 3, optional=0)) == [{"x": 0}] * 3
+    with pytest.raises(ParquetError):
+        rows(file(data, count, optional=0))
+
+
+def test_structures_do_not_nest_for_ever() -> None:
+    with pytest.raises(ParquetError, match="too deep"):
+        deep = b"\x1c" * 100 + b"\0" * 100
+        rows(b"PAR1" + deep + len(deep).to_bytes(4, "little") + b"PAR1")
+
+
+# -- Snappy ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("packed", "expected"),
+    [
+        (b"\x00", b""),
+        (b"\x03\x08abc", b"abc"),
+        (b"\x09\x08abc" + b"\x09\x03", b"abcabcabc"),  # a copy that overlaps itself
+        (b"\x05\x00a" + b"\x01\x01", b"aaaaa"),
+        (b"\x06\x08abc" + b"\x0a\x03\x00", b"abcabc"),
+        (b"\x06\x08abc" + b"\x0b\x03\x00\x00\x00", b"abcabc"),
+        (b"\x64" + b"\xf0\x63" + bytes(range(100)), bytes(range(100))),
+    ],
+)
+def test_snappy_is_unpacked(packed: bytes, expected: bytes) -> None:
+    assert parquet.unsnap(packed, len(expected)) == expected
+
+
+@pytest.mark.parametrize(
+    "packed",
+    [b"\x03\x08ab", b"\x03\x01\x01", b"\x04\x08abc", b"\x02\x08abc", b"\x09\x08abc\x09\x04",
+     b"\x09\x08abc\x09\x00", b"\xff" * 20, b"\x03\xf8"],
+)  # fmt: skip
+def test_damaged_snappy_is_refused(packed: bytes) -> None:
+    with pytest.raises((ParquetError, IndexError)):
+        parquet.unsnap(packed, packed[0])
+
+
+@given(st.binary(max_size=60))
+def test_no_bytes_make_snappy_grow(data: bytes) -> None:
+    try:
+        assert len(parquet.unsnap(data, 100)) == 100
+    except (ParquetError, IndexError):
+        pass
