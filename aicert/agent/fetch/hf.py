@@ -111,6 +111,10 @@ class HubSource(Source):
         """Yield bytes of a file; its address names the commit, so there is no tag to compare."""
         return self._client.read(file.key, start, end, size=file.size, etag=None)
 
+    def interrupt(self) -> None:
+        """Cut all connections."""
+        self._client.interrupt()
+
     def close(self) -> None:
         """Close all connections."""
         self._client.close()

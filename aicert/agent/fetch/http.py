@@ -8,8 +8,11 @@ import socket
 import threading
 import time
 import urllib.request
+import weakref
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from email.utils import parsedate_to_datetime
+from typing import Any
 from urllib.parse import SplitResult, unquote, urljoin, urlsplit, urlunsplit
 
 import urllib3
@@ -37,7 +40,7 @@ from aicert.agent.fetch.source import (
 )
 
 MAX_REDIRECTS = 5
-_PIECE = 1 << 20
+_PIECE = 256 << 10
 _SHORT = 64 << 10
 _TIMEOUT = urllib3.Timeout(connect=10, read=30)
 _PLAIN = {"Accept-Encoding": "identity", "User-Agent": "aicert"}
@@ -70,6 +73,8 @@ class Client:
         self._origin = _origin(url)
         self._headers = dict(headers)
         self._pools: dict[str | None, urllib3.PoolManager] = {}
+        self._sockets: weakref.WeakSet[socket.socket] = weakref.WeakSet()
+        self._cut = False
         self._lock = threading.Lock()
         self._found: dict[str, str] = {}
 
@@ -127,6 +132,16 @@ class Client:
         finally:
             # A response that was read to its end has given its connection back by itself.
             response.close()
+
+    def interrupt(self) -> None:
+        """Cut all connections, also those that another thread reads from, and make no more."""
+        with self._lock:
+            self._cut = True
+            found = list(self._sockets)
+        for connected in found:
+            with suppress(OSError):
+                # Not the method of a TLS socket, which would wait for the other end.
+                socket.socket.shutdown(connected, socket.SHUT_RDWR)
 
     def close(self) -> None:
         """Close all connections."""
@@ -199,12 +214,41 @@ class Client:
         proxy = None if bypass else urllib.request.getproxies().get(parts.scheme)
         with self._lock:
             if proxy not in self._pools:
-                self._pools[proxy] = (
+                manager = (
                     urllib3.ProxyManager(proxy, maxsize=32)
                     if proxy
                     else urllib3.PoolManager(maxsize=32)
                 )
+                manager.pool_classes_by_scheme = self._classes()
+                self._pools[proxy] = manager
             return self._pools[proxy]
+
+    def _note(self, connected: socket.socket) -> None:
+        with self._lock:
+            if self._cut:
+                connected.close()
+            self._sockets.add(connected)
+
+    def _classes(self) -> dict[str, Any]:
+        """Return urllib3's classes, made to note the sockets of their connections."""
+        note = self._note
+
+        def noting(kind: Any) -> Any:
+            class Connection(kind):  # type: ignore[misc]
+                def connect(self) -> None:
+                    super().connect()
+                    note(self.sock)
+
+            return Connection
+
+        pools = urllib3.connectionpool
+        return {
+            scheme: type("Pool", (pool,), {"ConnectionCls": noting(pool.ConnectionCls)})
+            for scheme, pool in (
+                ("http", pools.HTTPConnectionPool),
+                ("https", pools.HTTPSConnectionPool),
+            )
+        }
 
 
 class HttpSource(Source):
@@ -238,6 +282,10 @@ class HttpSource(Source):
     def read(self, file: RemoteFile, start: int, end: int | None) -> Iterator[bytes]:
         """Yield bytes of the file."""
         return self._client.read(self._url, start, end, size=file.size, etag=file.etag)
+
+    def interrupt(self) -> None:
+        """Cut all connections."""
+        self._client.interrupt()
 
     def close(self) -> None:
         """Close all connections."""

@@ -129,6 +129,9 @@ class Source(ABC):
             filled += len(piece)
             yield len(piece)
 
+    def interrupt(self) -> None:  # noqa: B027
+        """End what other threads wait for in `read`, where that can be, for good."""
+
     @abstractmethod
     def close(self) -> None:
         """Let go of connections and processes."""

@@ -18,6 +18,7 @@ import os
 import re
 import shutil
 import threading
+import time
 import zlib
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -31,6 +32,7 @@ from aicert.agent.fetch.errors import (
     BusyError,
     CancelledError,
     DigestMismatchError,
+    NetworkError,
     NoSpaceError,
     PathError,
     TooLargeError,
@@ -42,6 +44,9 @@ from aicert.manifest import File, ManifestError, walk
 
 BLOCK = 16 << 20
 """Bytes in one range request; at most `jobs` + 2 blocks are in memory."""
+
+STALL_SECONDS = 300.0
+"""How long nothing may come: a source that sends a byte now and then would hold a run for ever."""
 
 T = TypeVar("T")
 Progress = Callable[[int, int | None], None]
@@ -258,6 +263,7 @@ class Transfer:
                 self._stop.set()
                 pool.shutdown(wait=False, cancel_futures=True)
                 crowd.shutdown(wait=False, cancel_futures=True)
+                self._source.interrupt()
                 raise
         self._progress(self._bytes, self._total)
         return done
@@ -286,6 +292,7 @@ class Transfer:
             yield batch
 
     def _await(self, future: "Future[T]") -> T:
+        seen, since = self._bytes, time.monotonic()
         while True:
             finished = wait([future], _TICK).done
             self._progress(self._bytes, self._total)
@@ -293,6 +300,14 @@ class Transfer:
                 raise CancelledError("the fetch was cancelled")
             if finished:
                 return future.result()
+            if seen != self._bytes:
+                seen, since = self._bytes, time.monotonic()
+            elif time.monotonic() - since > STALL_SECONDS:
+                raise NetworkError(
+                    "the source sends nothing, or next to nothing",
+                    expected=f"something within {STALL_SECONDS:.0f} s",
+                    advice="look at the source and the way to it; then try again",
+                )
 
     # -- in the pool's threads ---------------------------------------------------------------------
 

@@ -5,12 +5,15 @@ import socket
 import ssl
 import stat
 import threading
+import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from aicert.agent.fetch import InputRequest, Retry, errors, resolve
+from aicert.agent.fetch import InputRequest, Retry, errors, resolve, transfer
 from tests.agent.fetch.conftest import QUICK, Bring, content, noise
 from tests.agent.fetch.web import Handler, Page, Web, change, cut, good, hang_up, refuse, squeeze
 
@@ -224,6 +227,48 @@ def test_a_redirect_that_has_expired_is_asked_for_again(web: Web, page: Page, br
     web.pages["/latest"] = Page(b"", faults=[refuse(302, Location="/data.bin")] * 2)
     page.faults = [good, good, refuse(403)]
     assert bring(f"{web.url}/latest", jobs=1).sha256 == SHA256
+
+
+def drip(handler: Handler) -> bool:
+    """Promise everything, and send a byte now and then."""
+    handler.send_response(206 if "range" in handler.asked.headers else 200)
+    handler.send_header("ETag", '"one"')
+    size = len(handler.page.data)
+    asked = handler.asked.headers.get("range", f"bytes=0-{size - 1}")
+    first, _, last = asked.removeprefix("bytes=").partition("-")
+    handler.send_header("Content-Range", f"bytes {first}-{last}/{size}")
+    handler.send_header("Content-Length", str(int(last) - int(first) + 1))
+    handler.end_headers()
+    handler.wfile.write(b"x")
+    if last != first:
+        with suppress(OSError):
+            while True:
+                handler.wfile.write(b"x")
+                time.sleep(0.1)
+    return True
+
+
+@pytest.mark.parametrize("secure", [False, True], ids=["http", "https"])
+def test_a_server_that_sends_a_byte_now_and_then_holds_nobody_for_ever(
+    tls: Any, bring: Bring, monkeypatch: pytest.MonkeyPatch, secure: bool
+) -> None:
+    monkeypatch.setattr(transfer, "STALL_SECONDS", 1.0)
+    with Web(tls(True) if secure else None) as web:
+        web.pages["/data.bin"] = Page(noise(3 << 20), always=drip)
+        start = time.monotonic()
+        with pytest.raises(errors.NetworkError, match="next to nothing") as caught:
+            bring(f"{web.url}/data.bin")
+    assert caught.value.advice and time.monotonic() - start < 5
+
+
+def test_cancelling_does_not_wait_for_a_server_that_is_silent(web: Web, bring: Bring) -> None:
+    web.pages["/data.bin"] = Page(noise(3 << 20), always=drip)
+    cancelled = threading.Event()
+    threading.Timer(0.5, cancelled.set).start()
+    start = time.monotonic()
+    with pytest.raises(errors.CancelledError):
+        bring(f"{web.url}/data.bin", cancelled=cancelled)
+    assert time.monotonic() - start < 5
 
 
 def test_redirects_in_a_circle_end(web: Web, bring: Bring) -> None:
