@@ -52,7 +52,7 @@ lock: setup ## resolve the locked versions anew
 	deployments/setup/lock.sh $(BIN)
 
 clean: ## remove the virtual environment and what tools left
-	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	$(ROOT) rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis
 
 $(VENV)/ready: pyproject.toml requirements/build.txt requirements/all.txt deployments/setup/packages.txt
 	deployments/setup/system.sh deployments/setup/packages.txt

@@ -203,7 +203,7 @@ def _yaml_fault(error: Exception, text: str) -> Fault:
     advice = None
     if "\t" in indent[: len(indent) - len(indent.lstrip())]:
         advice = "Indent with spaces, not with tabs"
-    elif ": " in indent.partition(": ")[2]:
+    elif ": " in indent.partition(": ")[2] and "{" not in indent:
         advice = "A text with ': ' in it must be quoted"
     what = f"is not YAML: {what}" + (f" ({context})" if context else "")
     return Fault((), what, (mark.line + 1, mark.column + 1), advice)

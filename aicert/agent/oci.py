@@ -144,7 +144,7 @@ def acquire(
         shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
     into.mkdir(parents=True, exist_ok=True)
     if scheme == "oci":
-        path, tag = _split_tag(rest)
+        path, tag = split_tag(rest)
         source, tag = _resolve(path, base), tag
         return _bring(_Layout(source, copy_to=into), tag, into, on_event)
     if scheme == "docker" and not re.search(r"@sha256:[0-9a-f]{64}$", rest):
@@ -155,7 +155,7 @@ def acquire(
             advice="`skopeo inspect --format '{{.Digest}}' docker://NAME:TAG` prints the digest",
         )
     if scheme.endswith("-archive"):
-        path, tag = _split_tag(rest)
+        path, tag = split_tag(rest)
         source = _resolve(path, base)
         if not source.is_file():
             raise ImageNotFoundError("there is no such image archive", got=source)
@@ -176,14 +176,14 @@ def identify(reference: str, *, base: Path | None, secrets: Mapping[str, Any] | 
     """
     scheme, _, rest = reference.partition(":")
     if scheme == "oci":
-        path, tag = _split_tag(rest)
+        path, tag = split_tag(rest)
         layout = _Layout(_resolve(path, base))
         descriptor = _choose(layout, _read_index(layout.path), tag)
         manifest = Reader(_json(layout.small(descriptor)), "manifest", ImageError)
         return str(_descriptor(manifest.child("config"))["digest"]).removeprefix("sha256:")
     location = reference
     if scheme.endswith("-archive"):
-        path, tag = _split_tag(rest)
+        path, tag = split_tag(rest)
         location = f"{scheme}:{_resolve(path, base)}" + (f":{tag}" if tag else "")
     options = ["inspect", "--config", "--raw"]
     return hashlib.sha256(_ask_skopeo(options, location, secrets or {})).hexdigest()
@@ -437,7 +437,7 @@ def _host() -> str:
     return _ARCHITECTURES.get(platform.machine(), platform.machine())
 
 
-def _split_tag(text: str) -> tuple[str, str | None]:
+def split_tag(text: str) -> tuple[str, str | None]:
     """Split `PATH[:TAG]`; a colon within the path's folders is not a tag's."""
     path, separator, tag = text.rpartition(":")
     return (path, tag) if separator and "/" not in tag else (text, None)

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from aicert.agent import oci
+from aicert.agent.fetch.source import split_revision
 from aicert.agent.spec import Spec
 from aicert.errors import Error
 from aicert.log import Run
@@ -56,6 +57,7 @@ def pinned(run: Run, *, places: dict[str, str] | None = None, image: str | None 
         if measured.name in places:
             wanted["uri"], wanted["revision"] = places[measured.name], None
         elif wanted["uri"].startswith(_REVISIONED):
+            wanted["uri"] = split_revision(wanted["uri"])[0]
             wanted["revision"] = measured.revision
     return Spec.from_json(value)
 

@@ -11,6 +11,7 @@ from typing import Any
 from urllib.parse import unquote
 
 from aicert.agent.client import AgentClient
+from aicert.agent.oci import split_tag
 from aicert.agent.spec import Spec
 from aicert.errors import Error
 from aicert.manifest import check_path
@@ -62,10 +63,7 @@ def send(
 def _named(spec: Spec) -> Iterator[tuple[str, str]]:
     scheme, _, rest = spec.image.partition(":")
     if scheme in _IMAGES:
-        path, tag = rest, rest.rpartition(":")[2]
-        if ":" in rest and "/" not in tag:
-            path = rest.rpartition(":")[0]
-        yield f"the image {spec.image}", path
+        yield f"the image {spec.image}", split_tag(rest)[0]
     elif scheme in ("containers-storage", "docker-daemon"):
         raise _refused(f"the image {spec.image}", "it is in this host's container engine")
     for item in spec.inputs:

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
+from urllib.parse import unquote
 
 from pydantic import (
     BaseModel,
@@ -32,6 +33,7 @@ from pydantic_core import PydanticCustomError
 
 from aicert import canonical, manifest, marked
 from aicert.agent import spec_checks as checks
+from aicert.agent.oci import split_tag
 from aicert.agent.spec_checks import MAX_ITEMS, MAX_TEXT, NAME, Located, did_you_mean, wrong
 from aicert.errors import Error
 
@@ -134,7 +136,8 @@ class _Model(BaseModel):
             if item["type"] == "extra_forbidden":
                 key = str(item["loc"][-1])
                 free = [name for name in cls.model_fields if name not in data]
-                close = difflib.get_close_matches(key.lower(), free, 1, 0.7)
+                close = difflib.get_close_matches(key.lower(), free, 1, 0.6)
+                close = close or [name for name in free if key and name.startswith(key.lower())][:1]
                 meant.update(close)
                 yield (
                     item["loc"],
@@ -327,6 +330,19 @@ class Input(_Model):
         usable = isinstance(name, str) and re.fullmatch(NAME, name) and not name.endswith(".")
         return {**data, "target": f"/inputs/{name}"} if usable else data
 
+    @classmethod
+    def _across(cls, data: Any) -> list[Located]:
+        if not isinstance(data, Mapping):
+            return []
+        uri, revision = data.get("uri"), data.get("revision")
+        try:
+            error = checks.check_one_revision(
+                checks.check_uri(uri), checks.check_revision(revision) or ""
+            )
+        except PydanticCustomError:
+            return []  # named already
+        return [(("revision",), error)] if error is not None and revision is not None else []
+
     def to_json(self) -> dict[str, Any]:
         """Return the normalised form; what was added to it later stands there where asked for."""
         asked = {
@@ -354,6 +370,15 @@ class Bar(_Model):
     def _across(cls, data: Any) -> list[Located]:
         if isinstance(data, Mapping) and data.get("atLeast") is data.get("atMost") is None:
             return [((), wrong("demands nothing", expected="atLeast, atMost or both"))]
+        if isinstance(data, Mapping):
+            least, most = data.get("atLeast"), data.get("atMost")
+            if isinstance(least, int | float) and isinstance(most, int | float) and least > most:
+                error = wrong(
+                    "cannot be reached",
+                    got=f"at least {least} and at most {most}",
+                    expected="atLeast not above atMost",
+                )
+                return [((), error)]
         return []
 
     def to_json(self) -> dict[str, Any]:
@@ -508,10 +533,18 @@ class Spec(_Model):
                 continue
             name, target = item.get("name"), item.get("target")
             if name == evaluated and name is not None and item.get("certificate") is None:
-                error = wrong("is evaluated and has no certificate", got=name)
+                error = wrong(
+                    "is missing, and the input is what is evaluated",
+                    expected="the SHA-256 of the model's certificate",
+                    advice="`aicert evaluate` adds model and certificate by itself",
+                )
                 problems.append((("inputs", index, "certificate"), error))
             if isinstance(name, str) and (first := names.setdefault(name, index)) != index:
-                error = wrong(f"is also the name of inputs[{first}]", got=name)
+                error = wrong(
+                    f"is also the name of inputs[{first}]",
+                    got=name,
+                    advice=checks.did_you_mean(f"{name[:60]}-2"),
+                )
                 problems.append((("inputs", index, "name"), error))
                 if target == f"/inputs/{name}":
                     continue  # the same mistake again
@@ -621,6 +654,8 @@ def check(value: object, *, source: str = "spec") -> Spec:
 def load(path: Path | str) -> Spec:
     """Read a spec from a YAML file, or a JSON file by its suffix.
 
+    What it names by a relative path has to lie there, beside the file.
+
     Raises:
         UnreadableError: the file cannot be read.
         SpecError: with every mistake and its place.
@@ -643,13 +678,15 @@ def load(path: Path | str) -> Spec:
     except UnicodeDecodeError as error:
         line = data.count(b"\n", 0, error.start) + 1
         column = error.start - (data.rfind(b"\n", 0, error.start) + 1) + 1
-        problem = Problem("", "is not UTF-8", line=line, column=column)
+        problem = Problem("", "is not UTF-8", advice="Save it as UTF-8", line=line, column=column)
         raise SpecError(str(path), [problem]) from error
-    return parse(text, source=str(path))
+    return parse(text, source=str(path), folder=Path(path).absolute().parent)
 
 
-def parse(text: str, *, source: str) -> Spec:
+def parse(text: str, *, source: str, folder: Path | None = None) -> Spec:
     """Read a spec from text: JSON where `source` ends in `.json`, else YAML.
+
+    With a `folder`, what relative paths in it name has to lie there.
 
     Raises:
         SpecError: with every mistake and its place.
@@ -660,7 +697,39 @@ def parse(text: str, *, source: str) -> Spec:
         found = marked.read_json(text)
     else:
         found = marked.read_yaml(text, number=_is_number)
-    return _check(found.data, source, found)
+    spec = _check(found.data, source, found)
+    absent = list(_absent(spec, folder, found)) if folder is not None else []
+    if absent:
+        raise SpecError(source, absent)
+    return spec
+
+
+def _absent(spec: Spec, folder: Path, found: marked.Marked) -> Iterator[Problem]:
+    """Find what a spec names by a relative path and is not there."""
+    named: list[tuple[marked.Path, str, str]] = []
+    scheme, _, rest = spec.image.partition(":")
+    if scheme in ("oci", "oci-archive", "docker-archive"):
+        named.append((("image",), spec.image, split_tag(rest)[0]))
+    for index, item in enumerate(spec.inputs):
+        scheme, _, rest = item.uri.partition(":")
+        if scheme == "file":
+            named.append((("inputs", index, "uri"), item.uri, unquote(rest)))
+    for where, text, name in named:
+        path = folder / name
+        if name.startswith(("/", "~")) or os.path.lexists(path):
+            continue
+        beside = os.listdir(path.parent) if path.parent.is_dir() else []
+        close = difflib.get_close_matches(path.name, beside, 1, 0.6)
+        line, column = found.place(where) or (None, None)
+        yield Problem(
+            _dotted(where),
+            "names what is not there",
+            got=checks.shown(text),
+            expected=f"a file or folder below {folder}, where the spec lies",
+            advice=checks.did_you_mean(str(Path(name).with_name(close[0]))) if close else None,
+            line=line,
+            column=column,
+        )
 
 
 def _is_number(path: marked.Path) -> bool:

@@ -11,7 +11,7 @@ import re
 import unicodedata
 from collections.abc import Mapping
 from decimal import Decimal
-from urllib.parse import parse_qsl, unquote, urlsplit
+from urllib.parse import SplitResult, parse_qs, parse_qsl, unquote, urlsplit
 
 from pydantic import ValidationError
 from pydantic_core import InitErrorDetails, PydanticCustomError
@@ -19,6 +19,13 @@ from pydantic_core import InitErrorDetails, PydanticCustomError
 from aicert import events, manifest
 from aicert.agent.fetch import SCHEMES
 from aicert.agent.fetch.errors import SECRET_PARAMETER
+from aicert.agent.fetch.source import (
+    HUB_URI,
+    UNVERSIONED,
+    VERSION_NAMES,
+    page_advice,
+    split_revision,
+)
 from aicert.agent.oci import SCHEMES as IMAGE_SCHEMES
 from aicert.events import RECORD_METHODS
 
@@ -170,7 +177,7 @@ def check_text(
             advice=f"Write it in quotes: {json.dumps(json.dumps(value))}" if plain else None,
         )
     if not value and not empty:
-        raise wrong("is empty")
+        raise wrong("is empty", advice="Write something there, or leave the field out")
     for character in value:
         if character < " " or not character.isascii() or character == "\x7f":
             category = unicodedata.category(character)
@@ -245,6 +252,9 @@ def check_uri(value: object) -> str:
             expected="a URI such as file:data/train, https://…, hf://…, git+https://…, s3://…",
             advice=did_you_mean(f"file://{path}" if path.startswith("/") else f"file:{path}"),
         )
+    if repository := re.fullmatch(r"(?:ssh://)?git@([^/:]+)[:/](?!\d+/)(.+)", text):
+        advice = did_you_mean(f"git+https://{repository[1]}/{repository[2]}")
+        raise wrong("is an address of git's over SSH", got=text, advice=advice)
     if scheme not in SCHEMES:
         close = difflib.get_close_matches(scheme.lower(), SCHEMES, 1)
         raise wrong(
@@ -273,7 +283,68 @@ def check_uri(value: object) -> str:
             )
     elif scheme != "git+file" and not parts.netloc:
         raise wrong("names no host", got=text, expected=f"{scheme}://…")
+    _check_form(text, scheme, parts)
     return text
+
+
+def _check_form(text: str, scheme: str, parts: SplitResult) -> None:
+    """Refuse what fetching would, as far as that can be told from the URI."""
+    bare = parts._replace(query="", fragment="").geturl()
+    if scheme in ("http", "https"):
+        if advice := page_advice(parts):
+            raise wrong("is the address of a page", got=text, advice=_capital(advice))
+        if parts.fragment:
+            advice = did_you_mean(text.partition("#")[0])
+            raise wrong("has a fragment, which no server is sent", got=text, advice=advice)
+        if name := unquote(parts.path.rpartition("/")[2]):
+            try:
+                manifest.check_path(name if "/" not in name else "")
+            except manifest.PathError as error:
+                raise wrong(
+                    "ends in what cannot be a file's name",
+                    got=name,
+                    advice="Rename the file where it is, or have it from an address without that",
+                ) from error
+    elif scheme == "hf" and not HUB_URI.fullmatch(text):
+        raise wrong(
+            "is not the address of a model or data set on the Hub",
+            got=text,
+            expected="hf://owner/name[@revision][/path], hf://datasets/owner/name…",
+        )
+    elif scheme.startswith("git+") and (
+        parts.query or (parts.fragment and [*parse_qs(parts.fragment)] != ["subdirectory"])
+    ):
+        raise wrong(
+            "is not the address of a repository",
+            got=text,
+            expected=f"{scheme}://host/path[@revision][#subdirectory=path]",
+            advice=did_you_mean(bare),
+        )
+    elif scheme in VERSION_NAMES:
+        version = VERSION_NAMES[scheme]
+        others = [name for name in parse_qs(parts.query) if name.lower() != version.lower()]
+        if others or parts.fragment:
+            raise wrong(
+                "has more than the address of an object or a prefix",
+                got=text,
+                expected=f"{scheme}://bucket/key, and at most ?{version}=",
+                advice=did_you_mean(bare),
+            )
+
+
+def check_one_revision(uri: str, revision: str) -> PydanticCustomError | None:
+    """Tell what is wrong with a revision beside a good URI: the source has none, or it has two."""
+    scheme = uri.partition(":")[0]
+    if scheme in UNVERSIONED:
+        return wrong(
+            f"is for other sources: those of {scheme}: have no revisions",
+            got=revision,
+            advice="Leave it out; to fix the content, give its sha256",
+        )
+    inside = split_revision(uri)[1]
+    if inside is not None and inside != revision:
+        return wrong("is another than the URI's", got=revision, advice=did_you_mean(inside))
+    return None
 
 
 def _no_credentials(text: str, scheme: str, netloc: str, query: str) -> None:
@@ -422,6 +493,9 @@ def check_image(value: object) -> str:
     text = check_open_text(value)
     scheme, colon, rest = text.partition(":")
     if scheme not in IMAGE_SCHEMES or not colon:
+        bare = re.sub(r"^[a-z]+://", "", text)
+        if "@" in bare and _REFERENCE.fullmatch(bare):
+            raise wrong("lacks its scheme", got=text, advice=did_you_mean(f"docker://{bare}"))
         close = difflib.get_close_matches(scheme.lower(), IMAGE_SCHEMES, 1)
         raise wrong(
             "has no known scheme",
@@ -434,7 +508,12 @@ def check_image(value: object) -> str:
             "own store containers-storage:NAME (podman) or docker-daemon:NAME",
         )
     if any(character.isspace() for character in text) or not rest:
-        raise wrong("names no image" if not rest else "has a space", got=text)
+        raise wrong(
+            "names no image" if not rest else "has a space",
+            got=text,
+            expected="a name or a path without spaces",
+            advice="For a path with a space, put a link to it beside the spec" if rest else None,
+        )
     if scheme in ("oci", "oci-archive", "docker-archive"):
         if rest.startswith("//"):
             raise wrong(
@@ -451,8 +530,11 @@ def check_image(value: object) -> str:
     match = _REFERENCE.fullmatch(rest)
     if match is None:
         upper = _REFERENCE.fullmatch(rest.lower())
+        digest = rest.rpartition("@sha256:")[2]
         raise wrong(
-            "is not an image reference",
+            "is not an image reference"
+            if len(digest) in (64, len(rest))
+            else f"has a digest of {len(digest)} characters",
             got=text,
             expected="[HOST[:PORT]/]NAME, in lower case, then :TAG or @sha256: and 64 hex digits",
             advice=did_you_mean(f"{scheme}:{'//' * (scheme == 'docker')}{rest.lower()}")
@@ -493,7 +575,7 @@ def check_list(value: object, *, high: int, low: int = 0) -> object:
 
 
 def check_command(value: object) -> object:
-    """Check that the command is a list; its items are checked one by one."""
+    """Check that the command is a list that begins with a program; then item by item."""
     if isinstance(value, str):
         words = mask(value).split()
         raise wrong(
@@ -502,7 +584,20 @@ def check_command(value: object) -> object:
             expected="the program and its arguments, as a list: no shell takes a text apart",
             advice=did_you_mean(words) if 0 < len(words) <= 20 else None,
         )
-    return check_list(value, low=1, high=MAX_ARGUMENTS)
+    found = check_list(value, low=1, high=MAX_ARGUMENTS)
+    assert isinstance(found, list | tuple)
+    program = found[0]
+    if isinstance(program, str) and (not program or any(map(str.isspace, program))):
+        words = mask(program).split() + [mask(item) for item in found[1:] if isinstance(item, str)]
+        advice = did_you_mean(words) if 0 < len(words) <= 20 else None
+        problem = wrong(
+            "is no program",
+            got=program,
+            expected="the program alone: a path in the image, or a name on its PATH, no spaces",
+            advice=advice,
+        )
+        raise several([((0,), problem)])
+    return found
 
 
 def check_outputs(value: object) -> object:
@@ -747,8 +842,19 @@ def check_bar(value: object) -> object:
         raise wrong("is not a mapping", got=value, expected="METRIC: {atLeast: NUMBER}")
     if len(value) > MAX_ITEMS:
         raise wrong("has too many entries", got=len(value), expected=f"at most {MAX_ITEMS}")
-    for name in value:
+    for name, bound in value.items():
         if events.metrics_problem({name: 0} if isinstance(name, str) else {"": []}):
-            raise wrong("holds what is not the name of a metric", got=name)
+            raise wrong(
+                "holds what is not the name of a metric",
+                got=name,
+                expected="a text of 1 to 128 characters, all of which print",
+            )
         check_open_text(name, limit=512)
+        if type(bound) in (int, float):
+            problem = wrong(
+                "says neither at least nor at most",
+                got=bound,
+                advice=did_you_mean({"atLeast": bound}),
+            )
+            raise several([((str(name),), problem)])
     return dict(value)

@@ -119,7 +119,7 @@ def test_the_normalised_form_is_one_that_the_log_can_hold() -> None:
         spec_with(
             environment={"A": "b"},
             inputs=[
-                {"name": "x", "uri": "file:x", "revision": "v1", "sha256": DIGEST},
+                {"name": "x", "uri": "hf://a/x", "revision": "v1", "sha256": DIGEST},
                 {"name": "y", "uri": "file:y", "records": "jsonl"},
             ],
             limits={"cpus": 1.25},
@@ -196,12 +196,18 @@ _inputs = st.lists(
     ),
     max_size=4,
     unique_by=lambda item: item["name"],
-).map(lambda items: [item for item in items if item["name"] not in checks.RESERVED_INPUTS])
+).map(
+    lambda items: [
+        item | ({} if str(item["uri"]).startswith(("git+", "abfss")) else {"revision": None})
+        for item in items
+        if item["name"] not in checks.RESERVED_INPUTS
+    ]
+)
 _specs = st.fixed_dictionaries(
     {
         "name": _names,
         "image": st.sampled_from(["oci:image", "oci:/abs/image:v1", "oci-archive:i.tar", PINNED]),
-        "command": st.lists(_text(20), min_size=1, max_size=4),
+        "command": st.builds(lambda a, b: [a, *b], _parts, st.lists(_text(20), max_size=3)),
     },
     optional={
         "description": _text(40),
@@ -296,6 +302,8 @@ def test_the_agent_takes_nothing_but_the_normalised_form() -> None:
         (spec_with(image="docker-daemon:Train"), "image", "is not an image", "docker-daemon:train"),
         (spec_with(image="oci-archve:x"), "image", "has no known scheme", "oci-archive:x"),
         (spec_with(image="oci:"), "image", "names no image", None),
+        (spec_with(image=f"h.example/a/b@sha256:{DIGEST}"), "image", "lacks its", "docker://h.ex"),
+        (spec_with(image="docker://x@sha256:0123"), "image", "a digest of 4 characters", None),
         (spec_with(image="oci://x"), "image", "slashes", "oci:/x"),
         (
             spec_with(command="python3 train.py"),
@@ -304,6 +312,8 @@ def test_the_agent_takes_nothing_but_the_normalised_form() -> None:
             '["python3", "train.py"]',
         ),
         (spec_with(command=[]), "command", "number of items", None),
+        (spec_with(command=["", "sh", "x"]), "command[0]", "is no program", '["sh", "x"]'),
+        (spec_with(command=["sh -c", "x"]), "command[0]", "is no program", '["sh", "-c", "x"]'),
         (spec_with(command=["a", 5]), "command[1]", "is not a text", '"5"'),
         (spec_with(command=["a\x07"]), "command[0]", "has a control", None),
         (spec_with(environment=["A=b"]), "environment", "is not a mapping", None),
@@ -344,6 +354,45 @@ def test_the_agent_takes_nothing_but_the_normalised_form() -> None:
         (with_input(uri="https:x"), "inputs[0].uri", "names no host", None),
         (with_input(uri="https://[x"), "inputs[0].uri", "is not a URI", None),
         (
+            with_input(uri="git@host.example:team/code"),
+            "inputs[0].uri",
+            "over SSH",
+            '"git+https://host.example/team/code"',
+        ),
+        (
+            with_input(uri="ssh://git@host.example/team/code"),
+            "inputs[0].uri",
+            "over SSH",
+            '"git+https://host.example/team/code"',
+        ),
+        (
+            with_input(uri="https://huggingface.co/datasets/a/b"),
+            "inputs[0].uri",
+            "address of a page",
+            "hf://",
+        ),
+        (with_input(uri="https://x/a.git"), "inputs[0].uri", "address of a page", "git+https"),
+        (with_input(uri="https://x/y#z"), "inputs[0].uri", "has a fragment", '"https://x/y"'),
+        (with_input(uri="https://x/a%2Fb"), "inputs[0].uri", "cannot be a file's name", "Rename"),
+        (with_input(uri="https://x/a%0Ab"), "inputs[0].uri", "cannot be a file's name", "Rename"),
+        (with_input(uri="hf://name"), "inputs[0].uri", "model or data set", None),
+        (with_input(uri="hf://a/b?x=1"), "inputs[0].uri", "model or data set", None),
+        (with_input(uri="git+https://x/y?z=1"), "inputs[0].uri", "repository", '"git+https://x/y"'),
+        (with_input(uri="git+https://x/y#z"), "inputs[0].uri", "repository", '"git+https://x/y"'),
+        (with_input(uri="s3://b/k?x=1"), "inputs[0].uri", "more than the address", '"s3://b/k"'),
+        (with_input(uri="gs://b/k#x"), "inputs[0].uri", "more than the address", '"gs://b/k"'),
+        (with_input(revision="v1"), "inputs[0].revision", "have no revisions", "sha256"),
+        *(
+            (with_input(uri=uri, revision="v2"), "inputs[0].revision", "another than", '"v1"')
+            for uri in (
+                "git+https://x/y@v1",
+                "hf://a/b@v1/c",
+                "s3://b/k?versionId=v1",
+                "gs://b/k?generation=v1",
+                "abfss://c@a.dfs.core.windows.net/k?versionid=v1",
+            )
+        ),
+        (
             with_input(sha256=f"SHA256:{DIGEST.upper()}"),
             "inputs[0].sha256",
             "not a SHA-256",
@@ -371,6 +420,8 @@ def test_the_agent_takes_nothing_but_the_normalised_form() -> None:
         (spec_with(metrics="a/../m.json"), "metrics", "'..' part", None),
         (spec_with(limits=5), "limits", "has the wrong form", None),
         (spec_with(limits={"memroy": 5}), "limits.memroy", "is not a known field", '"memory"'),
+        (spec_with(limits={"mem": 5}), "limits.mem", "is not a known field", '"memory"'),
+        (spec_with(env={"A": "b"}), "env", "is not a known field", '"environment"'),
         (spec_with(limits={"memory": "2G"}), "limits.memory", "is not a size", '"2GiB"'),
         (spec_with(limits={"memory": "2gb"}), "limits.memory", "is not a size", '"2GB"'),
         (spec_with(limits={"memory": 2}), "limits.memory", "is too small", '"2GiB"'),
@@ -415,6 +466,44 @@ def test_a_missing_field_is_named_with_what_it_should_hold(field: str) -> None:
     found = problem(value)
     assert (found.path, found.what) == (field, "is missing")
     assert found.expected
+
+
+@pytest.mark.parametrize(
+    ("bar", "path", "what"),
+    [
+        ({"a": {"atLeast": 2, "atMost": 1}}, "evaluation.bar.a", "cannot be reached"),
+        ({"a": 0.9}, "evaluation.bar.a", "neither at least nor at most"),
+        ({"a\nb": {"atLeast": 2}}, "evaluation.bar", "not the name of a metric"),
+    ],
+)
+def test_a_bar_that_says_nothing_or_the_impossible_is_named(
+    bar: dict[str, Any], path: str, what: str
+) -> None:
+    value = with_input(certificate=DIGEST) | {"evaluation": {"model": "data", "bar": bar}}
+    found = problem(value)
+    assert (found.path, bool(found.expected or found.advice)) == (path, True)
+    assert what in found.what
+
+
+def test_what_a_spec_names_beside_itself_has_to_be_there(tmp_path: Path) -> None:
+    (tmp_path / "train.csv").write_text("1")
+    (tmp_path / "image").mkdir()
+    text = (
+        "name: x\nimage: oci:imgae:latest\ncommand: [a]\n"
+        "inputs:\n  - {name: a, uri: file:trian.csv}\n  - {name: b, uri: file:train.csv}\n"
+        "  - {name: c, uri: 'file:none/at%20all'}\n  - {name: d, uri: file:///elsewhere}\n"
+    )
+    (tmp_path / "spec.yaml").write_text(text)
+    with pytest.raises(SpecError) as caught:
+        load(tmp_path / "spec.yaml")
+    found = [(p.path, p.line, p.advice) for p in caught.value.problems]
+    assert found == [
+        ("image", 2, 'Did you mean "image"?'),
+        ("inputs[0].uri", 5, 'Did you mean "train.csv"?'),
+        ("inputs[2].uri", 7, None),
+    ]
+    assert all(p.expected for p in caught.value.problems)
+    parse(text, source="spec.yaml")  # where it lies is not known: nothing is looked for
 
 
 def test_a_misspelt_field_is_one_mistake_and_not_two() -> None:
@@ -602,7 +691,7 @@ environment:
   EMPTY: ""
 inputs:
   - name: code
-    uri: file:src
+    uri: git+https://git.example/src
     revision: 123e4567
 limits:
   memory: 2GiB
@@ -626,9 +715,14 @@ def test_yaml_keeps_the_text_of_what_is_a_text() -> None:
 
 
 def test_every_mistake_in_a_file_is_named_at_once_with_line_and_column() -> None:
-    text = GOOD.replace("name: demo", "name: Demo").replace("oci:image", "image").replace(
-        "  memory: 2GiB", "  memroy: 2GiB"
-    ).replace("file:src", "src").replace("seed: 7", "seed: yes\nsead: 1")  # fmt: skip
+    text = GOOD.replace("seed: 7", "seed: yes\nsead: 1")
+    for good, bad in (
+        ("name: demo", "name: Demo"),
+        ("oci:image", "image"),
+        ("  memory: 2GiB", "  memroy: 2GiB"),
+        ("git+https://git.example/src", "src"),
+    ):
+        text = text.replace(good, bad)
     with pytest.raises(SpecError) as caught:
         parse(text, source="spec.yaml")
     assert [(p.path, p.line, p.column) for p in caught.value.problems] == [
@@ -712,7 +806,8 @@ def test_a_bomb_of_aliases_costs_nothing() -> None:
     assert len(caught.value.problems) <= 100
 
 
-def test_a_file_is_read_by_its_suffix_and_its_base_does_not_matter(tmp_path: Path) -> None:
+def test_a_file_is_read_by_its_suffix(tmp_path: Path) -> None:
+    (tmp_path / "image").mkdir()
     (tmp_path / "a.yaml").write_text(GOOD)
     spec = load(tmp_path / "a.yaml")
     (tmp_path / "a.json").write_text(json.dumps(spec.to_json()))
@@ -802,7 +897,8 @@ def test_every_example_in_the_schema_is_good() -> None:
     for path, field in fields.items():
         for example in field.get("examples", []):
             if path[0] == "inputs":
-                Spec.model_validate(with_input(**{path[1]: example}))
+                source = {"uri": "hf://owner/name"} if path[1] == "revision" else {}
+                Spec.model_validate(with_input(**source | {path[1]: example}))
             elif path[0] == "limits":
                 Spec.model_validate(spec_with(limits={path[1]: example}))
             else:

@@ -24,6 +24,7 @@ from aicert.agent.fetch.errors import (
 )
 from aicert.agent.fetch.http import Client
 from aicert.agent.fetch.source import (
+    HUB_URI,
     InputRequest,
     Kind,
     RemoteFile,
@@ -35,8 +36,6 @@ from aicert.agent.fetch.source import (
 )
 
 _HUB = "https://huggingface.co"
-_PART = r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}"
-_URI = re.compile(rf"hf://(?:(datasets|models)/)?({_PART}/{_PART})(?:@([^/]+))?(?:/([^?#]*))?")
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
@@ -63,7 +62,7 @@ class HubSource(Source):
         Raises:
             FetchError: it cannot be resolved or listed.
         """
-        match = _URI.fullmatch(request.uri)
+        match = HUB_URI.fullmatch(request.uri)
         if match is None:
             raise UnresolvableError(
                 "this is not the URI of a model or data set on the Hub",

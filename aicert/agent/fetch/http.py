@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from email.utils import parsedate_to_datetime
 from typing import Any
-from urllib.parse import SplitResult, unquote, urljoin, urlsplit, urlunsplit
+from urllib.parse import unquote, urljoin, urlsplit, urlunsplit
 
 import urllib3
 
@@ -33,6 +33,7 @@ from aicert.agent.fetch.source import (
     Retry,
     Source,
     no_revision,
+    page_advice,
     refuse_clear_text,
     refuse_credentials,
     secret,
@@ -265,7 +266,8 @@ class HttpSource(Source):
         refuse_credentials(parts)
         if not parts.hostname:
             raise UnresolvableError("the URL names no host", got=request.uri)
-        _refuse_pages(parts)
+        if advice := page_advice(parts):
+            raise UnresolvableError("this is the address of a page", got=request.uri, advice=advice)
         headers = {name: str(value) for name, value in secret(secrets, "headers").items()}
         if token := secrets.get("token"):
             headers.setdefault("Authorization", f"Bearer {token}")
@@ -290,21 +292,6 @@ class HttpSource(Source):
     def close(self) -> None:
         """Close all connections."""
         self._client.close()
-
-
-def _refuse_pages(parts: SplitResult) -> None:
-    """Refuse addresses that are pages for people, which would be fetched instead of the data.
-
-    Raises:
-        UnresolvableError: it is one that we know.
-    """
-    advice = None
-    if parts.hostname in ("huggingface.co", "hf.co") and "/resolve/" not in parts.path:
-        advice = "for a model or data set on the Hub write hf://[datasets/]owner/name"
-    elif parts.path.endswith(".git"):
-        advice = f"for a git repository write git+{parts.scheme}://..."
-    if advice is not None:
-        raise UnresolvableError("this is the address of a page", got=parts.geturl(), advice=advice)
 
 
 def _dismiss(response: urllib3.BaseHTTPResponse) -> None:

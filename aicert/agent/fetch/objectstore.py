@@ -29,6 +29,7 @@ from aicert.agent.fetch.errors import (
     from_status,
 )
 from aicert.agent.fetch.source import (
+    VERSION_NAMES,
     InputRequest,
     Kind,
     RemoteFile,
@@ -62,8 +63,6 @@ class ObjectSource(Source):
     package: ClassVar[str]
     options: ClassVar[frozenset[str]]
     """The `storage_options` that may be given."""
-    version_name: ClassVar[str]
-    """The query parameter that names a version."""
     patient: ClassVar[bool] = False
     """Whether the library itself tries again and again, so that we need not."""
 
@@ -102,7 +101,7 @@ class ObjectSource(Source):
             self._version = self._version_of(entry)
             key, revision = self._place.key, self._version or files[0].etag
             if self._version:
-                parameters[self.version_name] = self._version
+                parameters[self._version_name] = self._version
         else:
             files = retry(lambda: _ask("the listing", lambda: self._list(max_files)))
             key = self._prefix()
@@ -134,12 +133,13 @@ class ObjectSource(Source):
         bucket, host = (bucket, host) if bucket else (parts.netloc, "")
         refuse_credentials(parts, users=(bucket,))
         query = {name.lower(): value[0] for name, value in parse_qs(parts.query).items()}
-        version = query.pop(self.version_name.lower(), None)
+        self._version_name = VERSION_NAMES[parts.scheme]
+        version = query.pop(self._version_name.lower(), None)
         if query or parts.fragment or not bucket:
             raise UnresolvableError(
                 "this is not the URI of an object or a prefix",
                 got=request.uri,
-                expected=f"{parts.scheme}://bucket/key, and at most ?{self.version_name}=",
+                expected=f"{parts.scheme}://bucket/key, and at most ?{self._version_name}=",
             )
         return Place(bucket, parts.path.removeprefix("/"), pick_revision(request, version), host)
 
@@ -214,7 +214,6 @@ class S3Source(ObjectSource):
 
     extra = "s3"
     package = "s3fs"
-    version_name = "versionId"
     options = frozenset(
         {"anon", "key", "secret", "token", "endpoint_url", "region_name", "requester_pays"}
     )
@@ -266,7 +265,6 @@ class AzureSource(ObjectSource):
 
     extra = "azure"
     package = "adlfs"
-    version_name = "versionid"
     patient = True
     options = frozenset(
         {"anon", "account_name", "account_key", "sas_token", "connection_string"}
@@ -332,7 +330,6 @@ class GoogleSource(ObjectSource):
 
     extra = "gcs"
     package = "gcsfs"
-    version_name = "generation"
     patient = True
     options = frozenset({"anon", "token", "project", "endpoint_url", "requester_pays"})
 

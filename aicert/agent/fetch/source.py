@@ -6,6 +6,7 @@ Each scheme has a module that makes a `Source`; `transfer` reads any of them.
 import importlib
 import ipaddress
 import random
+import re
 import threading
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
@@ -13,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType
 from typing import ClassVar, Literal, TypeVar
-from urllib.parse import SplitResult, parse_qsl, urlsplit
+from urllib.parse import SplitResult, parse_qsl, unquote, urlencode, urlsplit
 
 from aicert.agent.fetch.errors import (
     SECRET_PARAMETER,
@@ -28,6 +29,20 @@ from aicert.agent.fetch.errors import (
 from aicert.errors import install
 
 T = TypeVar("T")
+
+_PART = r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}"
+HUB_URI = re.compile(rf"hf://(?:(datasets|models)/)?({_PART}/{_PART})(?:@([^/]+))?(?:/([^?#]*))?")
+"""Kind, name, revision and path of an input from the Hugging Face Hub."""
+
+VERSION_NAMES = {
+    "s3": "versionId", "gs": "generation",
+    "az": "versionid", "abfs": "versionid", "abfss": "versionid",
+}  # fmt: skip
+"""The query parameter by which each kind of object store names a version."""
+
+UNVERSIONED = ("file", "http", "https")
+"""The kinds of URI that have no revisions."""
+
 Kind = Literal["file", "tree"]
 
 
@@ -231,6 +246,35 @@ def refuse_clear_text(parts: SplitResult) -> None:
         local = parts.hostname == "localhost"
     if parts.scheme.endswith("http") and not local:
         raise CredentialsError("the credentials would travel in the clear", advice="use https")
+
+
+def page_advice(parts: SplitResult) -> str | None:
+    """Return what to write instead of the address of a page for people, where it is one we know."""
+    if parts.hostname in ("huggingface.co", "hf.co") and "/resolve/" not in parts.path:
+        return "for a model or data set on the Hub write hf://[datasets/]owner/name"
+    if parts.path.endswith(".git"):
+        return f"for a git repository write git+{parts.scheme}://..."
+    return None
+
+
+def split_revision(uri: str) -> tuple[str, str | None]:
+    """Return a good URI without the revision or version that it names, and that, where it does."""
+    scheme = uri.partition(":")[0]
+    parts = split(uri)
+    found = ""
+    if scheme == "hf" and (match := HUB_URI.fullmatch(uri)):
+        found = unquote(match[3] or "")
+        uri = uri.replace(f"@{match[3]}", "", 1) if found else uri
+    elif scheme.startswith("git+") and "@" in parts.path:
+        path, _, found = parts.path.rpartition("@")
+        uri = parts._replace(path=path).geturl()
+    elif scheme in VERSION_NAMES:
+        fields = parse_qsl(parts.query, keep_blank_values=True)
+        wanted = VERSION_NAMES[scheme].lower()
+        found = next((value for name, value in fields if name.lower() == wanted), "")
+        others = [(name, value) for name, value in fields if name.lower() != wanted]
+        uri = parts._replace(query=urlencode(others)).geturl()
+    return uri, found or None
 
 
 def no_revision(request: InputRequest, scheme: str) -> None:
