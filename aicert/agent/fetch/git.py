@@ -344,6 +344,16 @@ def _problem(said: str) -> FetchError:
     text = said.lower()
     got = said[-300:]
     for marks, problem in (
+        (
+            ("dubious ownership",),
+            DeniedError(
+                "the repository belongs to somebody else than this agent's user: git, which would "
+                "obey the settings in it, refuses it",
+                got=got,
+                advice="name a copy that belongs to the agent's user (git clone --bare PLACE COPY; "
+                "chown -R root: COPY), or an address with git+https:",
+            ),
+        ),
         (_DENIED, DeniedError("the repository refuses access", got=got, advice=_ADVICE)),
         (_MISSING, NotFoundError("there is no such repository", got=got, advice=_ADVICE)),
         (_UNKNOWN, UnresolvableError("the repository has no such commit or folder", got=got)),
@@ -361,7 +371,6 @@ _DENIED = (
     "returned error: 401",
     "returned error: 403",
     "permission denied",
-    "dubious ownership",
 )
 _MISSING = (
     "does not appear to be a git repository",

@@ -300,6 +300,17 @@ def test_repositories_of_sha256_work(tmp_path: Path, bring: Bring) -> None:
     assert bring(repository.uri).resolved.git_commit == commit
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a repository away")
+def test_a_repository_of_somebody_else_is_refused_with_what_to_do(
+    repository: Repository, bring: Bring, tmp_path: Path
+) -> None:
+    for path in (repository.path, *repository.path.rglob("*")):
+        os.chown(path, 65534, 65534, follow_symlinks=False)
+    with pytest.raises(errors.DeniedError, match="belongs to somebody else") as caught:
+        bring(repository.uri)
+    assert "git clone --bare" in (caught.value.advice or "")
+
+
 def test_a_folder_that_is_no_repository_says_so(tmp_path: Path, bring: Bring) -> None:
     with pytest.raises(errors.NotFoundError):
         bring(f"git+file://{tmp_path}/nothing")
