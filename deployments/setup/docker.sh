@@ -6,8 +6,14 @@ set -eu
 command -v dockerd >/dev/null && exit 0
 [ -x "$1/usr/sbin/dockerd" ] && exit 0
 rm -rf "$1" && mkdir -p "$1"
+run=""
+[ "$(id -u)" = 0 ] || run=sudo
+download() {
+    (cd "$1" && apt-get download -q docker.io containerd)
+}
 unpack() {
-    (cd "$1" && apt-get download -q docker.io containerd) || return
+    # The package lists may be old, or not there: refresh them and try once more.
+    download "$1" || { $run apt-get update -q && download "$1"; } || return
     for package in "$1"/*.deb; do
         dpkg-deb --extract "$package" "$1" || return
     done
