@@ -6,12 +6,14 @@ What names an image is the digest of its config, which survives recompression.
 """
 
 import base64
+import errno
 import hashlib
 import json
 import os
 import platform
 import re
 import shutil
+import stat
 import subprocess
 import tempfile
 import zlib
@@ -240,7 +242,7 @@ class _Layout:
         digest, size = hashlib.sha256(), 0
         target = None
         try:
-            descriptor_fd = os.open(source, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+            descriptor_fd = _open(source, os.O_NOFOLLOW)
         except OSError as error:
             raise ImageNotFoundError(
                 "a blob of the image is missing", got=f"{source}: {error.strerror}"
@@ -348,7 +350,7 @@ def _hash_layers(
 def _read_index(path: Path) -> list[dict[str, Any]]:
     index = path / "index.json"
     try:
-        with index.open("rb") as stream:
+        with open(_open(index), "rb") as stream:
             data = stream.read(MAX_MANIFEST_BYTES + 1)
     except OSError as error:
         raise ImageNotFoundError(
@@ -359,6 +361,19 @@ def _read_index(path: Path) -> list[dict[str, Any]]:
         ) from error
     reader = Reader(_json(data), "index", ImageError)
     return [_descriptor(item) for item in reader.children("manifests", max_items=1000)]
+
+
+def _open(path: Path, flags: int = 0) -> int:
+    """Open a file to read it; a pipe in its place holds nobody up.
+
+    Raises:
+        OSError: it cannot be opened, or is no regular file.
+    """
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | flags)
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise OSError(errno.EINVAL, "not a regular file")
+    return descriptor
 
 
 def _choose(layout: _Layout, descriptors: list[dict[str, Any]], tag: str | None) -> dict[str, Any]:

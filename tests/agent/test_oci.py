@@ -236,6 +236,18 @@ def test_a_blob_that_is_a_link_is_refused(image: Path, tmp_path: Path) -> None:
         get(image, tmp_path / "into")
 
 
+@pytest.mark.parametrize("name", ["index.json", "blob"])
+def test_a_pipe_in_the_place_of_a_file_holds_nobody_up(
+    image: Path, tmp_path: Path, name: str
+) -> None:
+    place = image / name if name != "blob" else next((image / "blobs" / "sha256").iterdir())
+    place.unlink()
+    os.mkfifo(place)
+    with pytest.raises(oci.ImageNotFoundError) as caught:
+        get(image, tmp_path / "into")
+    assert "not a regular file" in (caught.value.got or "")
+
+
 @pytest.mark.parametrize(
     ("reference", "code"),
     [
