@@ -537,6 +537,9 @@ def data_prove(
 @click.option("--hardware-root", "hardware_roots", multiple=True, type=click.Path(path_type=Path))
 @click.option("--allow-simulated", is_flag=True, help="Accept a software TPM.")
 @click.option("--policy", "policies", multiple=True, type=_File)
+@click.option("--reference", "references", multiple=True, type=_File,
+    help="Signed reference values of a machine image. Repeatable.",
+)  # fmt: skip
 @click.option("--json", "as_json", is_flag=True, help="Print JSON for programs.")
 def data_check(
     proof: Path,
@@ -546,6 +549,7 @@ def data_check(
     hardware_roots: tuple[Path, ...],
     allow_simulated: bool,
     policies: tuple[Path, ...],
+    references: tuple[Path, ...],
     as_json: bool,
 ) -> None:
     """Check that PROOF shows what it says of CERTIFICATE, and of the record in the file RECORD.
@@ -557,12 +561,13 @@ def data_check(
     from aicert import verify as verifier
 
     data, given = _read_certificate(certificate, as_json), _read(proof, as_json)
+    documents = [_read(path, as_json) for path in references]
     try:
         policy, trust = _demands(roots, hardware_roots, policies, allow_simulated)
     except Error as error:
         _fail(error, as_json, COULD_NOT_CHECK)
     try:
-        verdict = verifier.verify(data, trust=trust, policy=policy)
+        verdict = verifier.verify(data, trust=trust, policy=policy, references=documents)
         parsed = proofs.Proof.parse(given)
         digest = None
         if record is not None:
@@ -852,6 +857,9 @@ def evaluate(
 @click.option("--hardware-root", "hardware_roots", multiple=True, type=click.Path(path_type=Path))
 @click.option("--allow-simulated", is_flag=True, help="Accept software TPMs.")
 @click.option("--policy", "policies", multiple=True, type=_File)
+@click.option("--reference", "references", multiple=True, type=_File,
+    help="Signed reference values of a machine image. Repeatable.",
+)  # fmt: skip
 @click.option("--statement", type=_File, help="Write the result there, as an in-toto statement.")
 @click.option("--statement-key", type=_File, help="Sign that with this private key (PEM).")
 @click.option("--json", "as_json", is_flag=True, help="Print the statement.")
@@ -867,6 +875,7 @@ def compare(
     hardware_roots: tuple[Path, ...],
     allow_simulated: bool,
     policies: tuple[Path, ...],
+    references: tuple[Path, ...],
     statement: Path | None,
     statement_key: Path | None,
     as_json: bool,
@@ -892,6 +901,7 @@ def compare(
     if statement_key is not None and statement is None:
         raise click.UsageError("--statement-key needs --statement")
     files = [_read_certificate(name, as_json) for name in (original, again)]
+    documents = [_read(path, as_json) for path in references]
     try:
         policy, trust = _demands(roots, hardware_roots, policies, allow_simulated)
         key = None if statement_key is None else load_private_key(statement_key)
@@ -899,7 +909,7 @@ def compare(
         _fail(error, as_json, COULD_NOT_CHECK)
     try:
         first, second = (
-            verifier.verify(data, trust=trust, policy=policy, model=folder)
+            verifier.verify(data, trust=trust, policy=policy, references=documents, model=folder)
             for data, folder in zip(files, (model, model_again), strict=True)
         )
         folders = None if model is None or model_again is None else (model, model_again)

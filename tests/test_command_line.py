@@ -272,3 +272,24 @@ def test_a_card_cannot_carry_markup_or_terminal_escapes() -> None:
     shown = words.text(hostile)
     assert "<img" not in shown.replace("\\<", "")
     assert "[a](" not in shown
+
+
+@pytest.mark.parametrize("command", ["compare", "check"])
+def test_whatever_verifies_first_takes_reference_values(command: str, tmp_path: Path) -> None:
+    """A policy that demands a measured machine can be met by every command that takes one."""
+    case = HERE / "cases" / "bootlog-good"
+    certificate = str(case / "certificate.json")
+    proof = tmp_path / "proof.json"
+    proof.write_text("{}")
+    arguments = ["compare", certificate, certificate]
+    if command == "check":
+        arguments = ["data", "check", str(proof), certificate]
+    trust = ["--policy", str(case / "policy.yaml"), "--hardware-root", str(case / "hardware.pem")]
+    without = CliRunner().invoke(main, [*arguments, *trust])
+    assert without.exit_code == 1
+    assert "reproduction.same-run" not in without.stderr and "proof." not in without.stderr
+    done = CliRunner().invoke(
+        main, [*arguments, *trust, "--reference", str(case / "reference.json")]
+    )
+    assert done.exit_code == 1  # of what comes after the certificate is verified
+    assert ("reproduction.same-run" if command == "compare" else "proof.format") in done.stderr

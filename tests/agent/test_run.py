@@ -284,9 +284,14 @@ def test_an_input_without_such_records_stops_the_run_before_anything_is_measured
 
 def test_records_are_committed_to_with_progress_and_leave_no_files(live: Live, place: Path) -> None:
     (place / "lines.txt").write_text("one\ntwo\none\n")
-    live.job(spec(inputs=[{"name": "data", "uri": "file:lines.txt", "records": "lines"}]))
-    (held,) = [item["records"] for item in live.step("fetch")["summary"]["inputs"]]
-    assert (held["method"], held["count"], held["distinct"]) == ("lines/1", 3, 2)
+    rows = Path(__file__).parents[1] / "parquet" / "duckdb.parquet"
+    live.job(spec(inputs=[
+        {"name": "data", "uri": "file:lines.txt", "records": "lines"},
+        {"name": "rows", "uri": rows.as_uri(), "records": "parquet"},
+    ]))  # fmt: skip
+    held = [item["records"] for item in live.step("fetch")["summary"]["inputs"]]
+    assert [(one["method"], one["count"]) for one in held] == [("lines/1", 3), ("parquet/1", 500)]
+    assert held[0]["distinct"] == 2
     assert any(event.get("what") == "records of data" for event in live.events)
     left = [path.name for path in live.handle.directory.rglob(".records-*")]
     assert left == []
