@@ -45,8 +45,12 @@ _INT96 = 3
 _LIST = 3
 _END = object()
 _TEXTS = {0, 4, 19}  # ConvertedType: UTF8, ENUM, JSON
-_UNSIGNED = {11, 12, 13, 14}
-_INTEGERS = {11, 12, 13, 14, 15, 16, 17, 18}
+# ConvertedTypes of integers: how many bits a value has, and whether it has a sign.
+_INTEGERS = {
+    11: (8, False), 12: (16, False), 13: (32, False), 14: (64, False),
+    15: (8, True), 16: (16, True), 17: (32, True), 18: (64, True),
+}  # fmt: skip
+_WIDTHS = {1: 32, 2: 64}
 _LOGICAL = {1: 0, 3: _LIST, 4: 4, 12: 19}  # LogicalType, as the ConvertedType that says the same
 _LOGICAL_INTEGER, _LOGICAL_NULL = 10, 11
 
@@ -75,7 +79,10 @@ def rows(descriptor: int, report: Report = lambda _: None) -> Iterator[dict[str,
         root = _node(next(elements, {}), elements, 0, 0, (), 0)
         if next(elements, None) is not None or not root.children:
             raise ParquetError("the schema of a Parquet file is not one tree")
-        for group in _list(footer, 4):
+        groups = _list(footer, 4)
+        if footer[3] != sum(group[3] for group in groups):
+            raise ParquetError("the Parquet file has not the rows that it says")
+        for group in groups:
             yield from _group(descriptor, root, group, report)
     except (
         struct.error, zlib.error, LookupError, TypeError, AttributeError, ValueError, OverflowError,
@@ -265,7 +272,8 @@ def _meaning(element: dict[int, Any]) -> int | None:
         return found if found is None or isinstance(found, int) else -1
     (which,) = logical
     if which == _LOGICAL_INTEGER:
-        return 18 if logical[which].get(2, True) else 14
+        width = logical[which].get(1), logical[which].get(2)
+        return next((known for known, has in _INTEGERS.items() if has == width), -1)
     if which == _LOGICAL_NULL:
         return None
     return _LOGICAL.get(which, -1)
@@ -286,14 +294,27 @@ def _conversion(node: _Node, meaning: int | None) -> Callable[[Any], Any] | None
     kind = node.kind
     if kind in (_BOOLEAN, 4, 5) and meaning is None:
         return None
-    if kind in (1, 2) and (meaning is None or meaning in _INTEGERS):
-        mask = (1 << (32 if kind == 1 else 64)) - 1
-        return mask.__and__ if meaning in _UNSIGNED else None
+    if kind in _WIDTHS and meaning is None:
+        return None
+    if kind in _WIDTHS and meaning in _INTEGERS:
+        bits, signed = _INTEGERS[meaning]
+        if (bits == 64) == (_WIDTHS[kind] == 64):
+            return partial(_integer, width=_WIDTHS[kind], bits=bits, signed=signed)
     if kind == _BYTE_ARRAY and meaning in _TEXTS:
         return partial(str, encoding="utf-8", errors="strict")
     if kind in (_BYTE_ARRAY, _FIXED) and meaning is None:
         return lambda value: base64.b64encode(value).decode()
     raise _unread(node.path, f"type {kind}, which means {meaning}")
+
+
+def _integer(value: int, *, width: int, bits: int, signed: bool) -> int:
+    """Return an integer of so many bits that is stored in `width` of them."""
+    if not signed:
+        value &= (1 << width) - 1
+    if not (-(1 << bits - 1) <= value < 1 << bits - 1 if signed else value < 1 << bits):
+        # Readers differ in what they make of it; a row must be what the training reads.
+        raise ParquetError("an integer in the Parquet file is beyond its type", got=value)
+    return value
 
 
 def _unread(path: tuple[str, ...], what: str) -> ParquetError:

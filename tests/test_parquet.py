@@ -222,10 +222,19 @@ def varint(value: int) -> bytes:
     return made + bytes([value])
 
 
-def file(page: bytes, count: int, *, codec: int = 0, kind: int = 2, optional: int = 1) -> bytes:
+def file(
+    page: bytes,
+    count: int,
+    *,
+    codec: int = 0,
+    kind: int = 2,
+    optional: int = 1,
+    converted: int | None = None,
+) -> bytes:
     """A file of one column and one page of it."""
+    meaning = [] if converted is None else [(6, "i", converted)]
     schema = [thrift((4, "b", b"schema"), (5, "i", 1)),
-              thrift((1, "i", kind), (3, "i", optional), (4, "b", b"x"))]  # fmt: skip
+              thrift((1, "i", kind), (3, "i", optional), (4, "b", b"x"), *meaning)]  # fmt: skip
     about = thrift((1, "i", kind), (2, "l", ("i", [0])), (3, "l", ("b", [b"x"])),
                    (4, "i", codec), (5, "i", count), (6, "i", len(page)),
                    (7, "i", len(page)), (9, "i", 4))  # fmt: skip
@@ -288,6 +297,25 @@ def test_a_column_that_contradicts_its_row_group_is_refused(data: bytes, count: 
     assert rows(file(page(bytes(24), 3), 3, optional=0)) == [{"x": 0}] * 3
     with pytest.raises(ParquetError):
         rows(file(data, count, optional=0))
+
+
+@pytest.mark.parametrize(
+    ("converted", "value", "row"),
+    [(15, 127, 127), (15, 128, None), (15, -128, -128), (15, -129, None), (11, 255, 255),
+     (11, -1, None), (12, 65536, None), (13, -1, 2**32 - 1), (17, -1, -1), (18, 1, None),
+     (14, 1, None)],
+)  # fmt: skip
+def test_an_integer_is_what_its_type_allows_or_refused(
+    converted: int, value: int, row: int | None
+) -> None:
+    """Where it is beyond, readers differ: a row could be one thing to the training, one to us."""
+    body = page(value.to_bytes(4, "little", signed=True), 1)
+    data = file(body, 1, kind=1, optional=0, converted=converted)
+    if row is None:
+        with pytest.raises(ParquetError):
+            rows(data)
+    else:
+        assert rows(data) == [{"x": row}]
 
 
 def test_structures_do_not_nest_for_ever() -> None:
