@@ -21,7 +21,8 @@ from aicert.manifest import File
 from aicert.trust import TrustStore
 from aicert.verify import Assurance, Verdict, verify
 from aicert.views.page import page
-from tests.support.forger import run_events
+from tests.support.forger import RECORDS, committing, run_events
+from tests.support.linked import BAR, child
 from tests.support.views import HOSTILE, hostile, made
 
 CASES = Path(__file__).parents[1] / "conformance" / "cases"
@@ -33,6 +34,9 @@ pytestmark = [
 ]
 
 GOOD_ONE = made()
+RECORDED = made(events=committing(run_events(), "lines", RECORDS))
+TUNED = child([GOOD_ONE], name="tuned").certificate()
+EVALUATED = child([TUNED], bar=BAR, metrics={"accuracy": 1e-7, "10": 3, "9": "x"}).certificate()
 GOOD = {"metrics.json": b"{}", "model.safetensors": b"weights"}
 
 
@@ -113,7 +117,8 @@ def bare(text: str) -> str:
 
 
 @pytest.mark.parametrize(
-    "certificate", [made(), made(kind="rsa"), made(pcrs=tuple(range(24))), hostile()]
+    "certificate",
+    [made(), made(kind="rsa"), made(pcrs=tuple(range(24))), hostile(), RECORDED, TUNED, EVALUATED],
 )
 def test_a_page_agrees_with_its_certificate(browser: Browser, certificate: Certificate) -> None:
     assert browser.show(page(certificate)).startswith("result good: This page agrees")
@@ -228,6 +233,18 @@ def test_what_was_measured_must_stand_in_its_own_place(browser: Browser) -> None
         swapped = text.replace(one, "~~~~").replace(two, one).replace("~~~~", two)
         assert swapped != text
         assert "not measured (input " in browser.show(swapped)
+
+
+def test_another_certificate_is_not_named_as_that_of_an_input(browser: Browser) -> None:
+    for certificate, name, digest in (
+        (TUNED, "linked 0", GOOD_ONE.digest),
+        (EVALUATED, "evaluates", TUNED.digest),
+    ):
+        text = page(certificate)
+        shown = f'data-is="{name}">{digest}'
+        assert shown in text
+        said = browser.show(text.replace(shown, shown.replace(digest, "00" * 32)))
+        assert f"not measured ({name})" in said
 
 
 @pytest.mark.parametrize("name", ["input 1", "file 0", "value 0", "command", "root"])
