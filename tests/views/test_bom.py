@@ -89,9 +89,9 @@ def test_spdx_accepts_the_document(certificate: Certificate) -> None:
         "https://spdx.org/rdf/3.0.1/terms/Core/NoAssertionElement"
     }
     assert len(json.loads(written(found))["@graph"]) == len(spdx(certificate)["@graph"])
-    names = [model.name for model in found.foreach_type(spdx3.ai_AIPackage)]
-    expected = {TUNED.digest: ["tuned", "model0"], EVALUATED.digest: ["model0"]}
-    assert names == expected.get(certificate.digest, ["digits"])
+    names = {model.name for model in found.foreach_type(spdx3.ai_AIPackage)}
+    expected = {TUNED.digest: {"tuned", "model0"}, EVALUATED.digest: {"model0"}}
+    assert names == expected.get(certificate.digest, {"digits"})
     assert [data.name for data in found.foreach_type(spdx3.dataset_DatasetPackage)] == ["data"]
 
 
