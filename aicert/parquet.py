@@ -61,6 +61,7 @@ class ParquetError(Error):
     """A file is not Parquet, is damaged, or holds something that is not read."""
 
     code = "records.parquet"
+    remedy = "see that its folder holds Parquet alone; or write the file anew"
 
 
 def rows(descriptor: int, report: Report = lambda _: None) -> Iterator[dict[str, Any]]:

@@ -251,7 +251,7 @@ def _rows(path: Path, file: File, report: Progress) -> Iterator[bytes]:
                 f"{file.path}: {error.message}",
                 got=error.got,
                 expected=error.expected,
-                advice=error.advice or "see that its folder holds Parquet alone; or write it anew",
+                advice=error.advice,
             ) from error
         except canonical.CanonicalError as error:
             raise RecordsError(
