@@ -195,7 +195,7 @@ def verify(
         timestamp_roots: roots of timestamp authorities to believe, besides the policy's own.
         evaluations: certificates of evaluations of this model. Each is verified in the same way, by
             what the policy says of machines, and must be of this very certificate.
-        now: the time (UTC) for rules about age; by default this machine's.
+        now: the time, with its zone, for rules about age; by default this machine's.
 
     Returns:
         The verdict; getting one means that every check passed.
@@ -203,7 +203,10 @@ def verify(
     Raises:
         Error: the first check that failed, with its stable code, what was found, what was
             expected, and advice.
+        ValueError: the caller named a time without a zone.
     """
+    if now is not None and now.utcoffset() is None:
+        raise ValueError("`now` needs a time zone")
     if policy is None:
         policy = Policy.default(Assurance.HARDWARE if least is None else least)
     elif least is not None:
@@ -605,6 +608,10 @@ def _not_proved(
         limits.append(
             "that it was one boot: a key of this kind comes back after TPM2_Clear, by which an "
             "administrator of the machine can set the TPM's count of restarts back"
+        )
+    if assurance > Assurance.SIMULATED:
+        limits.append(
+            "that no certificate of the key's chain was revoked: no list of such is looked at"
         )
     if boot.log is not None:
         limits.append(str(boot.log))

@@ -1175,6 +1175,17 @@ def test_that_it_was_one_boot_is_not_proved_of_a_clouds_key_unless_the_boot_is_m
         assert any("one unbroken boot" in line for line in verdict.proved) is not fragile
 
 
+def test_a_time_without_a_zone_is_the_callers_mistake() -> None:
+    forger = Forger()
+    with pytest.raises(ValueError, match="zone"):
+        verify(forger.certificate().encode(), trust=trusting(forger), now=NOW.replace(tzinfo=None))
+
+
+def test_that_nothing_was_revoked_is_not_proved_of_a_real_tpms_key() -> None:
+    verdict = measured(Boot(), MEASURED, references=[SIGNED])
+    assert any("revoked" in line for line in verdict.not_proved)
+
+
 def test_a_measured_boot_says_which_pcrs_are_left_open() -> None:
     loose = reference.sign(by_events(), KEY)
     verdict = measured(Boot(), MEASURED, references=[loose])
