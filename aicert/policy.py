@@ -112,6 +112,12 @@ class InputNotListedError(PolicyError):
     code = "policy.inputs.only"
 
 
+class InputsDifferError(PolicyError):
+    """The inputs are not exactly those that the policy lists, each in its place."""
+
+    code = "policy.inputs.exactly"
+
+
 class CommandError(PolicyError):
     """The training command is not one that the policy allows."""
 
@@ -369,7 +375,7 @@ class InputMatcher:
     `sha256` is the digest of an input that is one file; `root` that of a tree, over the digests of
     its files; `manifest` that of the manifest, which also covers names and sizes. The first two are
     told apart where something is allowed: a file that holds the digests of a tree's files has the
-    tree's root for its SHA-256.
+    tree's root for its SHA-256. `target` is the folder where the training found it.
     """
 
     uri: UriPattern | None = None
@@ -378,11 +384,13 @@ class InputMatcher:
     manifest: str | None = None
     git_commit: str | None = None
     name: str | None = None
+    target: str | None = None
 
-    def allows(self, item: Input) -> bool:
-        """Tell whether the input is like this, however its URI is read."""
+    def allows(self, item: Input, target: str) -> bool:
+        """Tell whether the input, which lay at `target`, is like this, however its URI is read."""
         return (
-            self.sha256 in (None, item.sha256)
+            self.target in (None, target)
+            and self.sha256 in (None, item.sha256)
             and self.root in (None, item.root)
             and self._same(item)
             and (self.uri is None or self.uri.allows(item.uri))
@@ -424,8 +432,18 @@ class InputMatcher:
             "root": self.root,
             "manifest": self.manifest,
             "gitCommit": self.git_commit,
+            "target": self.target,
         }
         return {name: value for name, value in parts.items() if value is not None}
+
+
+def _placed(run: Run) -> list[tuple[Input, str]]:
+    """Return each input with its target, which the log's grammar holds to the container's mounts.
+
+    By name: a rule about an evaluation sees its inputs without the model.
+    """
+    targets = {item.name: item.target for item in run.job.spec.inputs}
+    return [(item, targets[item.name]) for item in run.inputs]
 
 
 @dataclass(frozen=True, slots=True)
@@ -437,11 +455,11 @@ class RequiredInput(Rule):
 
     def problem(self, facts: Facts) -> PolicyError | None:
         """Look for an input that matches."""
-        if any(self.matcher.allows(item) for item in facts.run.inputs):
+        if any(self.matcher.allows(*placed) for placed in _placed(facts.run)):
             return None
         return InputMissingError(
             "an input that the policy requires was not used",
-            got="; ".join(map(_input, facts.run.inputs)) or "no inputs",
+            got="; ".join(map(_input, _placed(facts.run))) or "no inputs",
             expected=str(self.matcher),
             advice=self.matcher.mistaken(facts.run.inputs)
             or "do not take this model for one that was made from that input",
@@ -465,11 +483,11 @@ class ForbiddenInput(Rule):
 
     def problem(self, facts: Facts) -> PolicyError | None:
         """Look for an input that matches."""
-        for item in facts.run.inputs:
+        for item, target in _placed(facts.run):
             if self.matcher.forbids(item):
                 return InputForbiddenError(
                     "an input that the policy forbids was used",
-                    got=_input(item),
+                    got=_input((item, target)),
                     expected=f"no input with {self.matcher}",
                     advice="do not use this model where the policy applies",
                 )
@@ -493,12 +511,12 @@ class OnlyInputs(Rule):
 
     def problem(self, facts: Facts) -> PolicyError | None:
         """Look for an input that matches none."""
-        for item in facts.run.inputs:
-            if not any(matcher.allows(item) for matcher in self.matchers):
+        for item, target in _placed(facts.run):
+            if not any(matcher.allows(item, target) for matcher in self.matchers):
                 mistaken = filter(None, (matcher.mistaken([item]) for matcher in self.matchers))
                 return InputNotListedError(
                     "an input was used that the policy does not list",
-                    got=_input(item),
+                    got=_input((item, target)),
                     expected=" or ".join(f"({matcher})" for matcher in self.matchers),
                     advice=next(mistaken, "list it under inputs.only if you accept it"),
                 )
@@ -507,6 +525,44 @@ class OnlyInputs(Rule):
     def explain(self) -> str:
         """Describe the inputs."""
         return f"every input has {' or '.join(f'({matcher})' for matcher in self.matchers)}"
+
+    def to_json(self) -> Any:
+        """Return the matchers."""
+        return [matcher.to_json() for matcher in self.matchers]
+
+
+@dataclass(frozen=True, slots=True)
+class ExactInputs(Rule):
+    """The inputs are these, all of them and no other, each at its own target.
+
+    What a command runs or reads under /inputs is then what the policy says that lies there.
+    """
+
+    key: ClassVar[str] = "inputs.exactly"
+    matchers: tuple[InputMatcher, ...]
+
+    def problem(self, facts: Facts) -> PolicyError | None:
+        """Look for one that is missing, lies elsewhere, or is too many."""
+        placed = _placed(facts.run)
+        left = {target: item for item, target in placed}
+        for matcher in self.matchers:
+            item = left.pop(matcher.target or "", None)
+            if item is None or not matcher.allows(item, matcher.target or ""):
+                break
+        else:
+            if not left:
+                return None
+        mistaken = filter(None, (m.mistaken(item for item, _ in placed) for m in self.matchers))
+        return InputsDifferError(
+            "the inputs are not exactly those that the policy lists, each in its place",
+            got="; ".join(map(_input, placed)) or "no inputs",
+            expected=self.explain(),
+            advice=next(mistaken, None),
+        )
+
+    def explain(self) -> str:
+        """Describe the inputs."""
+        return f"the inputs are {' and '.join(f'({m})' for m in self.matchers)}, and no other"
 
     def to_json(self) -> Any:
         """Return the matchers."""
@@ -997,7 +1053,7 @@ class Policy:
                 ("roots: any that the trust store has", "roots" not in said),
                 ("container images", "images" not in said),
                 ("the machine's boot", "reference" not in said),
-                ("inputs other than those named", "inputs.only" not in keys),
+                ("inputs other than those named", not {"inputs.only", "inputs.exactly"} & keys),
                 ("commands", "command" not in said),
                 ("the training's environment", "environment.only" not in keys),
                 ("age", "maximumAge" not in said),
@@ -1006,9 +1062,29 @@ class Policy:
         ]
         if open_:
             yield f"Left open: {'; '.join(open_)}."
+        if found := next(_unplaced(rules), None):
+            yield (
+                f"Note: the command names {found}, and the policy does not say what lies there: "
+                "give the input's target, under inputs.require or inputs.exactly."
+            )
         least = max((r.least for r in rules if isinstance(r, LeastAssurance)), default=None)
         if least is not None and least >= Assurance.MEASURED and "reference" not in said:
             yield f"Note: nothing gives reference values, so no certificate can be {least}."
+
+
+def _unplaced(rules: Iterable[Rule]) -> Iterator[str]:
+    """Yield what allowed commands name below /inputs, where any input may lie."""
+    rules = tuple(rules)
+    known = [rule.matcher.target for rule in rules if isinstance(rule, RequiredInput)]
+    known += [m.target for rule in rules if isinstance(rule, ExactInputs) for m in rule.matchers]
+    folders = [f"{target}/" for target in known if target is not None]
+    for rule in rules:
+        if isinstance(rule, AllowedCommands):
+            for word in (word for pattern in rule.patterns for word in pattern.words):
+                _, found, path = word.partition("/inputs/")
+                named = f"{found}{path}"
+                if found and not any(f"{named}/".startswith(folder) for folder in folders):
+                    yield named
 
 
 def enforce(results: tuple[RuleResult, ...]) -> None:
@@ -1023,9 +1099,10 @@ def enforce(results: tuple[RuleResult, ...]) -> None:
             raise result.error
 
 
-def _input(item: Input) -> str:
+def _input(placed: tuple[Input, str]) -> str:
+    item, target = placed
     digest = f"root {item.root}" if item.sha256 is None else f"sha256 {item.sha256}"
-    return f"{item.name}: {item.uri} ({digest})"
+    return f"{item.name}: {item.uri} ({digest}) at {target}"
 
 
 def _boot_problems(facts: Facts) -> str:

@@ -34,6 +34,7 @@ Place = tuple[str | int, ...]
 _DIGEST = re.compile(r"(?:sha256:)?([0-9a-f]{64})")
 _COMMIT = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
 _NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,62}")
+_TARGET = re.compile(r"/inputs/[^\x00-\x1f\x7f]{1,1016}")
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,127}")
 _VERSION = re.compile(r"[0-9A-Za-z][0-9A-Za-z.+-]{0,62}(?:\.\*)?")
 _AGE = re.compile(r"([1-9][0-9]{0,5})([hdw])")
@@ -348,7 +349,7 @@ class _Reading:
         return document
 
     def _inputs(self, path: Place, data: Any) -> list[Rule]:
-        fields = self._mapping(path, data, ("require", "forbid", "only")) or {}
+        fields = self._mapping(path, data, ("require", "forbid", "only", "exactly")) or {}
         found: list[Rule] = []
         for where, item in self._items((*path, "require"), fields.get("require", ())):
             if matcher := self._matcher(where, item):
@@ -360,7 +361,24 @@ class _Reading:
             where = (*path, "only")
             each = [self._matcher(at, item) for at, item in self._items(where, fields["only"])]
             found.append(rules.OnlyInputs(_dotted(where), tuple(filter(None, each))))
+        if "exactly" in fields:
+            where = (*path, "exactly")
+            found.append(rules.ExactInputs(_dotted(where), self._exactly(where, fields["exactly"])))
         return found
+
+    def _exactly(self, path: Place, data: Any) -> tuple[InputMatcher, ...]:
+        matchers, seen = [], set()
+        for where, item in self._items(path, data):
+            matcher = self._matcher(where, item)
+            if matcher is None:
+                continue
+            if matcher.target is None:
+                self._note(where, "lacks a target", "Say where it lies, such as /inputs/data")
+            elif matcher.target in seen:
+                self._note(where, "has the target of another one", "Each input has its own")
+            seen.add(matcher.target)
+            matchers.append(matcher)
+        return tuple(matchers)
 
     def _matcher(self, path: Place, data: Any, *, forbid: bool = False) -> InputMatcher | None:
         if type(data) is str:
@@ -368,11 +386,12 @@ class _Reading:
             kind = "sha256" if _DIGEST.fullmatch(data) else "uri"
             self._note(path, what, f"Write {kind}: {data[:80]}")
             return None
-        known = ("uri", "sha256", "root", "manifest", "gitCommit", *(() if forbid else ("name",)))
+        own = () if forbid else ("name", "target")
+        known = ("uri", "sha256", "root", "manifest", "gitCommit", *own)
         fields = self._mapping(path, data, known)
         if fields is None:
             return None
-        if not fields.keys() - {"name"}:
+        if not fields.keys() - {"name", "target"}:
             what = "says nothing of where the input is from or what is in it"
             self._note(
                 path, what, "Give uri, sha256, root, manifest or gitCommit; names are the builder's"
@@ -397,6 +416,7 @@ class _Reading:
             manifest=digests.get("manifest"),
             git_commit=self._like((*path, "gitCommit"), fields, _COMMIT, "a full git commit"),
             name=self._like((*path, "name"), fields, _NAME, "the name of an input"),
+            target=self._like((*path, "target"), fields, _TARGET, "a folder below /inputs/"),
         )
 
     def _command(self, path: Place, data: Any) -> list[Rule]:
@@ -486,13 +506,16 @@ class _Reading:
             fields = self._mapping(where, item, (*_OF_EVALUATIONS, "metrics"))
             if fields is None:
                 continue
-            # Whoever chooses one of these chooses the metrics.
+            # Whoever chooses one of these chooses the metrics: what the command names may be the
+            # model itself, or not be there; and a variable may lead to other code.
             open_ = [key for key in ("images", "command") if key not in fields]
-            if not {"require", "only"} & _keys(fields.get("inputs")):
-                open_.insert(0, "inputs")
+            if "exactly" not in _keys(fields.get("inputs")):
+                open_.insert(0, "inputs.exactly")
+            if "only" not in _keys(fields.get("environment")):
+                open_.append("environment.only")
             if open_:
                 what = f"leaves {' and '.join(open_)} to the builder, who could report any metrics"
-                self._note(where, what, "Say which benchmark: its inputs by sha256, image, command")
+                self._note(where, what, "Say which benchmark: image, command, each input's target")
             own = [
                 rule
                 for key in _OF_EVALUATIONS

@@ -16,7 +16,7 @@ from aicert.trust import Pin, TrustStore, fingerprint
 from aicert.verify import Assurance, EvaluationError, Verdict, to_json, verify
 from aicert.views import cyclonedx
 from tests.support.forger import Authority, Forger
-from tests.support.linked import BAR, child, linked_events, model_input
+from tests.support.linked import BAR, child, linked_events, model_input, moved
 
 MODEL = Forger()
 CERTIFICATE = MODEL.certificate()
@@ -26,7 +26,11 @@ GOOD = {"accuracy": 0.95}
 BENCHMARK = f"""
   - images: [{"11" * 32}]
     command: {{equals: [python3, /inputs/code/train.py]}}
-    inputs: {{only: [{{sha256: {"aa" * 32}}}, {{root: {"dd" * 32}}}]}}
+    environment: {{only: [OMP_NUM_THREADS]}}
+    inputs:
+      exactly:
+        - {{sha256: {"aa" * 32}, target: /inputs/code}}
+        - {{root: {"dd" * 32}, target: /inputs/data}}
 """
 
 
@@ -196,6 +200,54 @@ def test_another_benchmark_counts_for_no_policy() -> None:
     rule = f"evaluations:{BENCHMARK}".replace("[python3,", "[python4,")
     with pytest.raises(EvaluationMissingError):
         check(evaluated(), policy=rule)
+
+
+PLACES = {"model0": "/inputs/model0", "code": "/inputs/code", "data": "/inputs/data"}
+
+
+@pytest.mark.parametrize(
+    "places",
+    [
+        {"model0": "/inputs/code"},  # the model is the benchmark
+        {"model0": "/inputs/code", "data": "/inputs/data"},
+        {**PLACES, "model0": "/inputs/code", "code": "/inputs/unused"},
+        {**PLACES, "model0": "/inputs/data", "data": "/inputs/unused"},
+        {"model0": "/inputs/model0", "code": "/inputs/code"},
+    ],
+)
+def test_an_evaluation_whose_inputs_lie_elsewhere_counts_for_no_policy(
+    places: dict[str, str],
+) -> None:
+    """The spec says where inputs lie, and the builder writes the spec."""
+    rule = f"evaluations:{BENCHMARK}"
+    listed = linked_events([CERTIFICATE], bar=BAR, metrics=GOOD)
+    made = Forger(authority=MODEL.authority, events=moved(listed, PLACES))
+    assert check(made.certificate().encode(), policy=rule).evaluations
+    made = Forger(authority=MODEL.authority, events=moved(listed, places))
+    with pytest.raises(EvaluationMissingError) as caught:
+        check(made.certificate().encode(), policy=rule)
+    assert "not exactly those" in str(caught.value.got)
+
+
+def test_another_model_beside_the_one_that_is_evaluated_counts_for_no_policy() -> None:
+    other = Forger(authority=MODEL.authority, events=linked_events([])).certificate()
+    listed = linked_events([CERTIFICATE, other], bar=BAR, metrics=GOOD)
+    places = {**PLACES, "model0": "/inputs/unused", "model1": "/inputs/model0"}
+    made = Forger(authority=MODEL.authority, events=moved(listed, places))
+    with pytest.raises(EvaluationMissingError):
+        check(made.certificate().encode(), policy=f"evaluations:{BENCHMARK}")
+
+
+def test_a_variable_that_is_not_listed_counts_for_no_policy() -> None:
+    listed = linked_events([CERTIFICATE], bar=BAR, metrics=GOOD)
+    variables = {"OMP_NUM_THREADS": "1", "PYTHONPATH": "/inputs/model0"}
+    spec = replace(listed[0].spec, environment=variables)
+    at = next(n for n, e in enumerate(listed) if isinstance(e, events.TrainingStart))
+    listed[0] = replace(listed[0], spec=spec)
+    listed[at] = replace(listed[at], environment=variables)
+    made = Forger(authority=MODEL.authority, events=listed)
+    with pytest.raises(EvaluationMissingError):
+        check(made.certificate().encode(), policy=f"evaluations:{BENCHMARK}")
 
 
 # -- the command -----------------------------------------------------------------------------------

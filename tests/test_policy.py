@@ -337,6 +337,42 @@ def test_only_listed_inputs_pass_and_the_other_is_named() -> None:
     assert str(error.got).startswith("data: file:data")
 
 
+def test_inputs_lie_where_the_policy_says_and_there_is_no_other() -> None:
+    code, data = f"sha256: {CODE}, target: /inputs/code", f"root: {DATA_ROOT}, target: /inputs/data"
+    check(f"inputs: {{require: [{{{code}}}, {{{data}}}], only: [{{{code}}}, {{{data}}}]}}")
+    check(f"inputs: {{exactly: [{{{data}}}, {{{code}}}]}}")
+    elsewhere = code.replace("/code", "/other")
+    for rule, kind, path in (
+        (f"require: [{{{elsewhere}}}]", policy.InputMissingError, "inputs.require[0]"),
+        (f"only: [{{{elsewhere}}}, {{{data}}}]", policy.InputNotListedError, "inputs.only"),
+        (f"exactly: [{{{elsewhere}}}, {{{data}}}]", policy.InputsDifferError, "inputs.exactly"),
+        (f"exactly: [{{{code}}}]", policy.InputsDifferError, "inputs.exactly"),
+        (f"exactly: [{{{code}}}, {{{data}}}, {{{elsewhere}}}]", policy.InputsDifferError,
+         "inputs.exactly"),
+    ):  # fmt: skip
+        error = refusal(f"inputs: {{{rule}}}", kind, path)
+        assert "at /inputs/" in str(error.got)
+    wrong = data.replace("root", "sha256")
+    error = refusal(
+        f"inputs: {{exactly: [{{{code}}}, {{{wrong}}}]}}",
+        policy.InputsDifferError,
+        "inputs.exactly",
+    )
+    assert str(error.advice).startswith("write root")
+
+
+def test_a_policy_says_of_a_command_what_it_leaves_open() -> None:
+    command = "command: {equals: [python3, /inputs/code/train.py]}\n"
+    for inputs in ("", f"inputs: {{only: [{{sha256: {CODE}, target: /inputs/code}}]}}",
+                   f"inputs: {{require: [{{sha256: {CODE}}}]}}",
+                   f"inputs: {{require: [{{sha256: {CODE}, target: /inputs/cod}}]}}"):  # fmt: skip
+        assert "does not say what lies there" in parse(command + inputs).explain()
+    for rule in ("require", "exactly"):
+        inputs = f"inputs: {{{rule}: [{{sha256: {CODE}, target: /inputs/code}}]}}"
+        assert "does not say what lies there" not in parse(command + inputs).explain()
+    assert "lies there" not in parse("command: {starts: [python3]}").explain()
+
+
 @pytest.mark.parametrize(
     "uri",
     [
@@ -717,6 +753,9 @@ ONE_MISTAKE = [
     ("policy: 1\ninputs: {forbid: [{name: data, uri: '**'}]}", "rules.yaml:2:20: "
      "inputs.forbid[0].name: is not a field that is known here. Known are: uri, sha256, root, "
      "manifest, gitCommit"),
+    (f"policy: 1\ninputs: {{exactly: [{{sha256: {CODE}}}]}}", "rules.yaml:2:20: inputs.exactly[0]: "
+     "lacks a target. Say where it lies, such as /inputs/data"),
+    (f"policy: 1\ninputs: {{require: [{{sha256: {CODE}, target: /usr}}]}}", None),
     ("policy: 1\ninputs: {only: [{uri: x.example/**}]}", "rules.yaml:2:23: inputs.only[0].uri: is "
      "'x.example/**', no pattern over URIs: it does not begin with a scheme, such as https:, hf: "
      "or file:. For example https://data.example/sets/**"),
@@ -747,11 +786,14 @@ ONE_MISTAKE = [
     ("policy: 1\nevaluations: []", "rules.yaml:2:14: evaluations: is an empty list. Name at least "
      "one, or leave the field out"),
     ("policy: 1\nevaluations:\n- {command: {equals: [a]}, metrics: {a: {atLeast: 1}}}",
-     "rules.yaml:3:3: evaluations[0]: leaves inputs and images to the builder, who could report "
-     "any metrics. Say which benchmark: its inputs by sha256, image, command"),
+     "rules.yaml:3:3: evaluations[0]: leaves inputs.exactly and images and environment.only to the "
+     "builder, who could report any metrics. Say which benchmark: image, command, each input's "
+     "target"),
     (f"policy: 1\nevaluations:\n- images: [{CODE}]\n  command: {{equals: [a]}}\n"
-     f"  inputs: {{only: [{{sha256: {CODE}}}]}}\n  metrics: {{a: {{atLeast: high}}}}",
-     "rules.yaml:6:26: evaluations[0].metrics.a.atLeast: is 'high', not a number"),
+     f"  environment: {{only: []}}\n"
+     f"  inputs: {{exactly: [{{sha256: {CODE}, target: /inputs/a}}]}}\n"
+     "  metrics: {a: {atLeast: high}}",
+     "rules.yaml:7:26: evaluations[0].metrics.a.atLeast: is 'high', not a number"),
     ("policy: 1\ntimestamp: {require: yes}", "rules.yaml:2:22: timestamp.require: is 'yes'. Write "
      "true or false"),
     ("policy: 1\ntimestamp: {authorities: [root.pem]}", "rules.yaml:2:27: "
@@ -1028,6 +1070,7 @@ def test_the_digest_is_that_of_the_demands_and_of_nothing_else() -> None:
         f"inputs: {{require: [{{sha256: {'0a' * 32}}}]}}",
         f"inputs: {{forbid: [{{sha256: {'0a' * 32}}}]}}",
         f"inputs: {{only: [{{sha256: {'0a' * 32}}}]}}",
+        f"inputs: {{exactly: [{{sha256: {'0a' * 32}, target: /inputs/a}}]}}",
         "command: {equals: [a]}",
         "command: {starts: [a]}",
         "environment: {require: {A: b}}",

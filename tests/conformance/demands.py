@@ -23,6 +23,7 @@ from tests.conformance import build
 from tests.conformance.build import AUTHORITY, at, case, good, issue, relogged, simple, stated
 from tests.support import boot, forger
 from tests.support.forger import STARTED, Authority, Forger, run_events, selection
+from tests.support.linked import moved
 from tests.support.tsa import Tsa
 
 HARDWARE = Authority(name="conformance hardware")
@@ -206,6 +207,34 @@ policy(
         sha256=hashlib.sha256(LISTING).hexdigest(),
         root=hashlib.sha256(hashlib.sha256(LISTING).digest()).hexdigest(),
     ),
+)
+policy(
+    "inputs-exactly",
+    "verified",
+    "The inputs are those that are listed, each in its place, and no other.",
+    BASE + f"inputs:\n  exactly:\n    - {{sha256: {CODE}, target: /inputs/code}}\n"
+    f"    - {{root: {DATA}, target: /inputs/data}}\n",
+)
+policy(
+    "inputs-exactly-in-other-places",
+    "policy.inputs.exactly",
+    "The inputs are those that are listed, each in the other's place: another program runs.",
+    BASE + f"inputs:\n  exactly:\n    - {{sha256: {CODE}, target: /inputs/data}}\n"
+    f"    - {{root: {DATA}, target: /inputs/code}}\n",
+)
+policy(
+    "inputs-exactly-one-more",
+    "policy.inputs.exactly",
+    "One input more was used than those that are listed.",
+    BASE + f"inputs:\n  exactly: [{{sha256: {CODE}, target: /inputs/code}}]\n",
+)
+policy(
+    "input-required-in-another-place",
+    "policy.inputs.require",
+    "The code that is required was used, and lay where its command does not find it.",
+    BASE + f"command: {{equals: [python3, /inputs/code/train.py]}}\n"
+    f"inputs:\n  require: [{{sha256: {CODE}, target: /inputs/code}}]\n",
+    lambda: _swapped(),
 )
 policy(
     "input-required-tree-by-the-word-for-a-file",
@@ -437,6 +466,13 @@ unusable(
     "The policy demands an evaluation and leaves open which: the builder would choose the metrics.",
     BASE + "evaluations:\n- metrics: {accuracy: {atLeast: 0.9}}\n",
 )
+
+
+def _swapped() -> Certificate:
+    """A run of two inputs, each in the other's place."""
+    places = {"code": "/inputs/data", "data": "/inputs/code"}
+    return good(events=moved(run_events(), places)).certificate()
+
 
 # -- boot logs and reference values ----------------------------------------------------------------
 

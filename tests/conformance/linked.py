@@ -15,7 +15,7 @@ from tests.conformance.build import OTHER, case, good
 from tests.conformance.demands import BASE, SIMULATED, option
 from tests.support import snp
 from tests.support.forger import Forger
-from tests.support.linked import BAR, child, linked_events, model_input
+from tests.support.linked import BAR, child, linked_events, model_input, moved
 
 HERE: Path = build.HERE
 REACHED: dict[str, Any] = {"accuracy": 0.95}
@@ -161,7 +161,11 @@ DEMANDED = (
     + f"""evaluations:
   - images: [{"11" * 32}]
     command: {{equals: [python3, /inputs/code/train.py]}}
-    inputs: {{only: [{{sha256: {"aa" * 32}}}, {{root: {"dd" * 32}}}]}}
+    environment: {{only: [OMP_NUM_THREADS]}}
+    inputs:
+      exactly:
+        - {{sha256: {"aa" * 32}, target: /inputs/code}}
+        - {{root: {"dd" * 32}, target: /inputs/data}}
     metrics: {{accuracy: {{atLeast: 0.9}}}}
 """
 )
@@ -202,6 +206,23 @@ evaluated(
     policy=DEMANDED.replace("dd" * 32, "de" * 32),
 )
 evaluated(
+    "by-the-model-itself",
+    "policy.evaluations",
+    "A required evaluation whose command and image are right. Where the benchmark should lie, lies "
+    "the model, which brings a program of the same name.",
+    lambda made, of: _moved(made, of, {"model0": "/inputs/code"}),
+    policy=DEMANDED,
+)
+evaluated(
+    "with-the-benchmark-elsewhere",
+    "policy.evaluations",
+    "The benchmark is among the inputs, and lies elsewhere; the model is where its command looks.",
+    lambda made, of: _moved(
+        made, of, {"model0": "/inputs/code", "code": "/inputs/unused", "data": "/inputs/data"}
+    ),
+    policy=DEMANDED,
+)
+evaluated(
     "of-another-model",
     "evaluation.refused",
     "A true evaluation, of another certificate's model.",
@@ -231,6 +252,11 @@ evaluated(
     "One bit of the evaluation's signature is flipped.",
     lambda made, of: _flipped(evaluation(made, of)),
 )
+
+
+def _moved(made: Forger, of: Certificate, targets: dict[str, str]) -> Certificate:
+    listed = moved(linked_events([of], bar=BAR, metrics=REACHED), targets)
+    return Forger(authority=made.authority, events=listed).certificate()
 
 
 def _flipped(certificate: Certificate) -> Certificate:

@@ -67,6 +67,23 @@ def linked_events(
     return [replace(job, spec=spec), *fetched, code, data, image, start, end, outputs]
 
 
+def moved(listed: list[Any], targets: dict[str, str]) -> list[Any]:
+    """The events of a run whose inputs lie elsewhere; one that is not named is left out."""
+    job = listed[0]
+    asked = tuple(
+        replace(item, target=targets[item.name]) for item in job.spec.inputs if item.name in targets
+    )
+    mounts = tuple(events.Mount(item.target, item.name, writable=False) for item in asked)
+    outputs = events.Mount("/outputs", None, writable=True)
+    made: list[Any] = [replace(job, spec=replace(job.spec, inputs=asked))]
+    for event in listed[1:]:
+        if isinstance(event, events.TrainingStart):
+            made.append(replace(event, mounts=(*mounts, outputs)))
+        elif not isinstance(event, events.Input) or event.name in targets:
+            made.append(event)
+    return made
+
+
 def child(parents: Iterable[Certificate], forger: Forger | None = None, **options: Any) -> Forger:
     """A forger of a run that is linked to the parents; same authority, if a forger is given."""
     made = Forger(authority=forger.authority) if forger else Forger()
