@@ -28,6 +28,9 @@ if TYPE_CHECKING:
 FORMAT = 1
 """The version of the policy format."""
 
+METRICS_FILE = "metrics.json"
+"""Where an evaluation writes its metrics, unless a policy names another file."""
+
 
 # -- errors --------------------------------------------------------------------------------------
 
@@ -824,12 +827,14 @@ class RequiredEvaluation(Rule):
     """An evaluation of the model is certified that follows these rules, with metrics like these.
 
     It must also have passed the bar that its own spec sets, where it sets one. Its rules look at
-    all its inputs but the model, which is bound to the certificate already.
+    all its inputs but the model, which is bound to the certificate already. The metrics come from
+    `file`: the builder's spec names one, and a benchmark may write others that tell of the model.
     """
 
     key: ClassVar[str] = "evaluations"
     rules: tuple[Rule, ...]
     metrics: tuple[tuple[str, Bar], ...]
+    file: str = METRICS_FILE
 
     def problem(self, facts: Facts) -> PolicyError | None:
         """Look for an evaluation that satisfies all of it."""
@@ -850,6 +855,8 @@ class RequiredEvaluation(Rule):
         came = evaluation.result(run)
         if came is None or came.failed:
             return "it failed" if came else "it is no evaluation"
+        if run.job.spec.metrics != self.file:
+            return f"its metrics are not from {self.file}, but from {run.job.spec.metrics}"
         _, model = evaluation.model(run)
         others = tuple(item for item in run.inputs if item is not model)
         for rule in self.rules:
@@ -863,6 +870,7 @@ class RequiredEvaluation(Rule):
         """Describe the evaluation."""
         demands = [rule.explain() for rule in self.rules]
         demands += [bar.says(name) for name, bar in self.metrics]
+        demands.append(f"the metrics are from {self.file}")
         return f"an evaluation of the model is certified in which: {'; '.join(demands)}"
 
     def to_json(self) -> Any:
@@ -870,6 +878,7 @@ class RequiredEvaluation(Rule):
         return {
             "rules": [{rule.key: rule.to_json()} for rule in self.rules],
             "metrics": {name: bar.to_json() for name, bar in self.metrics},
+            "metricsFile": self.file,
         }
 
 

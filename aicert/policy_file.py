@@ -503,7 +503,7 @@ class _Reading:
     def _evaluations(self, path: Place, data: Any) -> list[Rule]:
         found: list[Rule] = []
         for where, item in self._items(path, data):
-            fields = self._mapping(where, item, (*_OF_EVALUATIONS, "metrics"))
+            fields = self._mapping(where, item, (*_OF_EVALUATIONS, "metrics", "metricsFile"))
             if fields is None:
                 continue
             # Whoever chooses one of these chooses the metrics: what the command names may be the
@@ -523,7 +523,11 @@ class _Reading:
                 for rule in _RULES[key](self, (*where, key), fields[key])
             ]
             bars = self._bars((*where, "metrics"), fields["metrics"]) if "metrics" in fields else []
-            found.append(rules.RequiredEvaluation(_dotted(where), tuple(own), tuple(bars)))
+            file: str | None = rules.METRICS_FILE
+            if "metricsFile" in fields:
+                file = self._text((*where, "metricsFile"), fields["metricsFile"])
+            rule = rules.RequiredEvaluation(_dotted(where), tuple(own), tuple(bars), file or "")
+            found.append(rule)
         return found
 
     def _bars(self, path: Place, data: Any) -> list[tuple[str, Bar]]:

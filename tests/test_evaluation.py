@@ -229,6 +229,19 @@ def test_an_evaluation_whose_inputs_lie_elsewhere_counts_for_no_policy(
     assert "not exactly those" in str(caught.value.got)
 
 
+def test_metrics_from_another_file_count_for_no_policy() -> None:
+    """A benchmark may write more than its metrics, such as what the model says of itself."""
+    listed = linked_events([CERTIFICATE], bar=BAR, metrics=GOOD)
+    listed[0] = replace(listed[0], spec=replace(listed[0].spec, metrics="model-card.json"))
+    made = Forger(authority=MODEL.authority, events=listed)
+    rule = f"evaluations:{BENCHMARK}"
+    with pytest.raises(EvaluationMissingError) as caught:
+        check(made.certificate().encode(), policy=rule)
+    assert "from model-card.json" in str(caught.value.got)
+    rule += "    metricsFile: model-card.json\n"
+    assert check(made.certificate().encode(), policy=rule).evaluations
+
+
 def test_another_model_beside_the_one_that_is_evaluated_counts_for_no_policy() -> None:
     other = Forger(authority=MODEL.authority, events=linked_events([])).certificate()
     listed = linked_events([CERTIFICATE, other], bar=BAR, metrics=GOOD)

@@ -254,6 +254,22 @@ evaluated(
 )
 
 
+evaluated(
+    "with-metrics-of-another-file",
+    "policy.evaluations",
+    "The metrics are those in another file that the benchmark wrote, such as what the model says "
+    "of itself: the builder's spec names the file.",
+    lambda made, of: _elsewhere(made, of),
+    policy=DEMANDED,
+)
+
+
+def _elsewhere(made: Forger, of: Certificate) -> Certificate:
+    listed = linked_events([of], bar=BAR, metrics=REACHED)
+    listed[0] = replace(listed[0], spec=replace(listed[0].spec, metrics="card.json"))
+    return Forger(authority=made.authority, events=listed).certificate()
+
+
 def _moved(made: Forger, of: Certificate, targets: dict[str, str]) -> Certificate:
     listed = moved(linked_events([of], bar=BAR, metrics=REACHED), targets)
     return Forger(authority=made.authority, events=listed).certificate()
