@@ -21,7 +21,7 @@ from datetime import UTC, datetime, timedelta
 from functools import partial
 from typing import Any, Literal
 
-from aicert.agent import azure_roles
+from aicert.agent import azure_identity, azure_roles
 from aicert.errors import Error, install
 from aicert.words import clean, count
 
@@ -148,6 +148,12 @@ class DeniedError(AzureVmError):
     """This identity may not do that."""
 
     code = "azure-vm.denied"
+
+
+class NoIdentityError(AzureVmError):
+    """There is no identity to ask Azure with."""
+
+    code = "azure-vm.no-identity"
 
 
 class ForbiddenByPolicyError(AzureVmError):
@@ -371,11 +377,7 @@ class AzureVms:
             from azure.mgmt.resource.resources import ResourceManagementClient
 
             if credential is None:
-                from azure.identity import DefaultAzureCredential
-
-                credential = DefaultAzureCredential(
-                    **({"managed_identity_client_id": config.worker} if config.worker else {})
-                )
+                credential = azure_identity.find(config.worker)
         except ImportError as error:
             raise LibraryError(
                 "the libraries for Azure are not installed",
@@ -1093,7 +1095,13 @@ def explained(what: str) -> Iterator[None]:
         yield
     except Error:
         raise
-    except ClientAuthenticationError as error:  # also where there is no identity at all
+    except ClientAuthenticationError as error:
+        if azure_identity.is_absent(error):
+            raise NoIdentityError(
+                NoIdentityError.__doc__ or "",
+                got=f"{what}: {str(error).splitlines()[0]}",
+                advice=azure_identity.ADVICE,
+            ) from error
         raise _classified(_code(error) or "AuthenticationFailed", str(error), what) from error
     except HttpResponseError as error:
         message = str(getattr(error.error, "message", None) or error.message)

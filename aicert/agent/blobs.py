@@ -23,6 +23,7 @@ from typing import Any, NamedTuple, TypeVar
 from urllib.parse import parse_qs, unquote, urlsplit
 from uuid import uuid4
 
+from aicert.agent import azure_identity
 from aicert.agent.fetch.errors import secret_values
 from aicert.agent.store import (
     CERTIFICATE,
@@ -132,11 +133,7 @@ class Blobs(Backend):
             elif token := options.get("sas_token"):
                 credential = AzureSasCredential(token.lstrip("?"))
             elif not options.get("anonymous"):
-                from azure.identity import DefaultAzureCredential
-
-                credential = DefaultAzureCredential(
-                    managed_identity_client_id=options.get("identity")
-                )
+                credential = azure_identity.find(options.get("identity"))
             self._service: Any = BlobServiceClient(
                 self.place.account_url,
                 credential,
@@ -158,6 +155,14 @@ class Blobs(Backend):
                     got=error,
                     advice=install("azure"),
                 ) from error
+            except Exception as error:
+                if azure_identity.is_absent(error):
+                    raise DeniedError(
+                        "there is no identity to open the store with",
+                        got=f"{self.url}: {str(error).splitlines()[0]}",
+                        advice=azure_identity.ADVICE,
+                    ) from error
+                raise
 
     def _name(self, path: str) -> str:
         return f"{self.place.folder}/{path}" if self.place.folder else path

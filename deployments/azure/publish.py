@@ -21,6 +21,7 @@ from typing import Any
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
 
+from aicert.agent import azure_identity
 from aicert.agent.azure_vm import (
     DIGEST_TAG,
     ENDPOINT,
@@ -143,9 +144,7 @@ def publish(
         from azure.storage.blob import BlobClient
 
         if credential is None:
-            from azure.identity import DefaultAzureCredential
-
-            credential = DefaultAzureCredential()
+            credential = azure_identity.find()
     except ImportError as error:
         raise LibraryError(
             "the libraries for Azure are not installed",

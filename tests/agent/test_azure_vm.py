@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from azure.core.exceptions import ClientAuthenticationError
 
-from aicert.agent import azure_roles, azure_vm
+from aicert.agent import azure_identity, azure_roles, azure_vm
 from aicert.agent.azure_vm import AzureVms, VmConfig
 from tests.support import tls
 from tests.support.arm import (  # fmt: skip
@@ -383,12 +383,28 @@ def test_an_interrupted_wait_leaves_nothing(
 def test_an_identity_that_azure_does_not_know_is_denied(arm: Arm, config: VmConfig) -> None:
     class Nobody:
         def get_token(self, *_: str, **__: Any) -> Any:
-            raise ClientAuthenticationError("no identity was found")
+            raise ClientAuthenticationError("no identity was found\nof any kind")
 
-    for credential in (Credential("wrong"), Nobody()):
-        with pytest.raises(azure_vm.DeniedError) as caught:
-            vms(config, credential).owned()
-        assert "roles" in (caught.value.advice or "")
+    with pytest.raises(azure_vm.DeniedError) as denied:
+        vms(config, Credential("wrong")).owned()
+    assert "roles" in (denied.value.advice or "")
+    with pytest.raises(azure_vm.NoIdentityError) as nobody:
+        vms(config, Nobody()).owned()
+    assert "az login" in (nobody.value.advice or "")
+    assert (nobody.value.got or "").endswith("no identity was found")
+
+
+def test_an_identity_is_looked_for_in_the_environment_unless_one_is_named(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    asked: list[dict[str, str]] = []
+    monkeypatch.setattr(
+        "azure.identity.DefaultAzureCredential", lambda **given: asked.append(given)
+    )
+    azure_identity.find()
+    azure_identity.find("0b1f")
+    # The library takes AZURE_CLIENT_ID only where nothing is given, and None is something.
+    assert asked == [{}, {"managed_identity_client_id": "0b1f"}]
 
 
 def test_tokens_are_asked_for_the_endpoint_alone(arm: Arm, config: VmConfig) -> None:

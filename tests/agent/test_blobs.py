@@ -16,6 +16,7 @@ from urllib.parse import parse_qs
 
 import pytest
 from azure.core.credentials import AccessToken
+from azure.core.exceptions import ClientAuthenticationError
 from azure.storage.blob import (
     BlobServiceClient,
     ContainerSasPermissions,
@@ -343,6 +344,20 @@ def test_a_check_finds_an_access_that_may_only_read_before_a_training_and_writes
         Store(box.url, {"sas_token": token(**may)}).check()
     box.store().check()
     assert list(box.client.list_blob_names()) == []
+
+
+def test_where_there_is_no_identity_the_error_says_what_to_do(
+    box: Box, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Nobody:
+        def get_token(self, *_: str, **__: Any) -> Any:
+            raise ClientAuthenticationError("none was found\nof any kind")
+
+    monkeypatch.setattr("azure.identity.DefaultAzureCredential", Nobody)
+    with pytest.raises(DeniedError) as caught:
+        Store(box.url).check()
+    assert "az login" in (caught.value.advice or "")
+    assert caught.value.got == f"{box.url}: none was found"
 
 
 def test_a_container_that_is_not_there_is_named_and_not_made(box: Box) -> None:
