@@ -14,6 +14,7 @@ machine that cannot attest says so before a training and not after.
 import base64
 import json
 import struct
+import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable
@@ -30,6 +31,7 @@ from cryptography.x509.oid import AuthorityInformationAccessOID
 from aicert import sev, tpm2
 from aicert import x509 as chains
 from aicert.agent.tpm import Ak, Tpm, trim_der
+from aicert.agent.tpm_errors import NvError
 from aicert.certificate import CpuReport
 from aicert.errors import Error
 from aicert.reader import Reader
@@ -49,6 +51,8 @@ SECRET_BYTES = 32
 _CARRIED = "azure-vtpm.pem"
 _MAX_ANSWER = 64 << 10
 _SECONDS = 10.0
+CERTIFICATE_SECONDS = 120.0
+_LOOK_SECONDS = 1.0
 _MAX_URLS = 4
 
 # The container of the report, as it stands in the NV index: Azure calls it the HCL report.
@@ -147,7 +151,7 @@ def attestation_key(
     """
     try:
         ak = tpm.open_ak(AK_HANDLE)
-        leaf = trim_der(tpm.read_nv(AK_CERTIFICATE_INDEX))
+        leaf = _certificate(tpm)
     except Error as error:
         raise NotAzureError(
             "the TPM holds no attestation key that Azure certified",
@@ -166,6 +170,18 @@ def attestation_key(
             advice="somebody has changed the TPM: make a new VM",
         )
     return ak, chain
+
+
+def _certificate(tpm: Tpm) -> bytes:
+    """Read the key's certificate; for a new VM the firmware asks for it while the system boots."""
+    deadline = time.monotonic() + CERTIFICATE_SECONDS
+    while True:
+        try:
+            return trim_der(tpm.read_nv(AK_CERTIFICATE_INDEX))
+        except NvError:
+            if not tpm.has_nv(AK_CERTIFICATE_INDEX) or time.monotonic() > deadline:
+                raise
+            time.sleep(_LOOK_SECONDS)
 
 
 def complete(leaf: bytes, carried: tuple[x509.Certificate, ...], get: Get) -> tuple[bytes, ...]:

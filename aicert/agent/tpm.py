@@ -16,6 +16,7 @@ from typing import Any, Literal, get_args
 from aicert import tpm2
 from aicert.agent.tpm_errors import (
     CLASSES,
+    AuthorizationError,
     BankInactiveError,
     BusyError,
     CredentialError,
@@ -560,17 +561,26 @@ class Tpm:
                 size = int(public.dataSize)
                 if size > max_bytes:
                     raise NvError(f"{where} is too large", got=size, expected=f"<= {max_bytes}")
-                by_anybody = public.attributes & TPMA_NV.AUTHREAD
-                reader = handle if by_anybody else ESYS_TR.OWNER
-                step = min(self._property(TPM2_PT_NV.BUFFER_MAX), _BUFFER)
-                data = b""
-                while len(data) < size:
-                    with self._command("TPM2_NV_Read"):
-                        count = min(step, size - len(data))
-                        data += bytes(self._esapi.nv_read(handle, count, len(data), reader))
-                return data
+                # The owner first: an index that anybody may read may have a password even so, as
+                # those of Azure's firmware do, which it tells nobody.
+                if public.attributes & TPMA_NV.OWNERREAD:
+                    try:
+                        return self._read_nv(handle, size, ESYS_TR.OWNER)
+                    except AuthorizationError:
+                        if not public.attributes & TPMA_NV.AUTHREAD:
+                            raise
+                return self._read_nv(handle, size, handle)
             finally:
                 self._esapi.tr_close(handle)
+
+    def _read_nv(self, handle: ESYS_TR, size: int, reader: ESYS_TR) -> bytes:
+        step = min(self._property(TPM2_PT_NV.BUFFER_MAX), _BUFFER)
+        data = b""
+        while len(data) < size:
+            with self._command("TPM2_NV_Read"):
+                count = min(step, size - len(data))
+                data += bytes(self._esapi.nv_read(handle, count, len(data), reader))
+        return data
 
     def _exists(self, handle: int) -> bool:
         with self._command("TPM2_GetCapability"):

@@ -97,6 +97,7 @@ class NvError(TpmError):
     """An NV index does not exist, or cannot be read."""
 
     code = "tpm.nv"
+    ADVICE = "nothing was written there yet: wait until the firmware has, and start again"
 
 
 class BankInactiveError(TpmError):
@@ -134,6 +135,7 @@ _FOR_CODES: dict[type[TpmError], str] = {
     CredentialError: "INTEGRITY ECC_POINT",
     KeyLostError: "REFERENCE_H0 REFERENCE_H1",
     GeneratedDataError: "TICKET",
+    NvError: "NV_UNINITIALIZED",
 }
 CLASSES = {name: kind for kind, names in _FOR_CODES.items() for name in names.split()}
 """The error for a response code, by the code's name without `TPM_RC_`; for others `TpmError`."""

@@ -30,7 +30,7 @@ from examples.images import tiny
 from tests.support import snp
 from tests.support.azure import Vm, Web, azure_vtpm, pem
 from tests.support.forger import Authority
-from tests.support.nv import define_nv, make_persistent
+from tests.support.nv import define_nv, make_persistent, reserve_nv
 from tests.support.snp import Amd
 from tests.support.tpm import Factory, relay
 
@@ -105,6 +105,26 @@ def test_a_tpm_without_azures_key_says_that_it_has_none(factory: Factory) -> Non
         with pytest.raises(azure.NotAzureError, match="no attestation key"):
             azure.attestation_key(tpm, get=nothing)  # a key, but no certificate
         assert azure.cpu_report(tpm, tpm.open_ak(azure.AK_HANDLE)) is None
+
+
+def test_a_certificate_that_the_firmware_still_asks_for_is_waited_for(
+    factory: Factory, authority: Authority, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with Swtpm(factory.make()) as swtpm, Tpm(swtpm.tcti) as tpm:
+        ak = make_persistent(tpm, azure.AK_HANDLE)
+        chain = authority.chain(tpm2.parse_public(ak.public).key)
+        write = reserve_nv(tpm, azure.AK_CERTIFICATE_INDEX, 1500)
+        contents = iter([bytes(1500), chain[0].ljust(1500, b"\0")])
+        more = pem(tmp_path, *chain[1:])
+        with monkeypatch.context() as patch:
+            patch.setattr("time.sleep", lambda _: write(next(contents)))
+            found = azure.attestation_key(tpm, intermediates=more, get=nothing)
+        assert found[1] == chain
+        # One that never comes is an error.
+        write(bytes(1500))
+        monkeypatch.setattr(azure, "CERTIFICATE_SECONDS", 0)
+        with pytest.raises(azure.NotAzureError, match="no attestation key"):
+            azure.attestation_key(tpm, get=nothing)
 
 
 def test_a_certificate_of_another_key_is_found_out(

@@ -614,6 +614,22 @@ def test_nv_memory_is_read_whole_within_a_limit(tpm: Tpm) -> None:
             tpm.read_nv(missing)
 
 
+def test_nv_memory_with_a_password_is_read_as_the_owner_and_else_as_anybody(tpm: Tpm) -> None:
+    # As Azure's firmware makes them: read "by anybody", with a password that nobody knows.
+    define_nv(tpm, 0x01C10004, b"of the firmware", password="secret")
+    assert tpm.read_nv(0x01C10004) == b"of the firmware"
+    define_nv(tpm, 0x01C10005, b"of anybody")
+    esapi(tpm).hierarchy_change_auth(ESYS_TR.OWNER, "owned")
+    esapi(tpm).tr_set_auth(ESYS_TR.OWNER, "")  # which the library has remembered
+    try:
+        assert tpm.read_nv(0x01C10005) == b"of anybody"
+        with pytest.raises(errors.AuthorizationError):
+            tpm.read_nv(0x01C10004)
+    finally:
+        esapi(tpm).tr_set_auth(ESYS_TR.OWNER, "owned")
+        esapi(tpm).hierarchy_change_auth(ESYS_TR.OWNER, "")
+
+
 # -- errors ----------------------------------------------------------------------------------------
 
 

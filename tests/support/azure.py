@@ -99,8 +99,9 @@ def azure_vtpm(factory: Factory, authority: Authority) -> Iterator[Vm]:
         ak = make_persistent(tpm, azure.AK_HANDLE)
         key = tpm2.parse_public(ak.public).key
         chain = authority.chain(key)
-        # Padded, as NV memory may be.
-        define_nv(tpm, azure.AK_CERTIFICATE_INDEX, chain[0] + b"\0" * 100)
+        # Padded, and with a password that nobody is told, as Azure's firmware has it.
+        padded = chain[0] + b"\0" * 100
+        define_nv(tpm, azure.AK_CERTIFICATE_INDEX, padded, password="of the firmware")
         yield Vm(tpm, swtpm, chain, key)
 
 

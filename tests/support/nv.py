@@ -15,11 +15,26 @@ from aicert import tpm2
 from aicert.agent.tpm import _AK_ATTRIBUTES, _AKS, Ak, Tpm
 
 
-def define_nv(tpm: Tpm, index: int, content: bytes, attributes: Any = None) -> None:
+def define_nv(
+    tpm: Tpm, index: int, content: bytes, attributes: Any = None, *, password: str = ""
+) -> None:
     """Make an NV index that holds this, and that anybody may read unless `attributes` differ."""
     flags = attributes or TPMA_NV.AUTHREAD | TPMA_NV.OWNERREAD | TPMA_NV.OWNERWRITE
     public = TPMS_NV_PUBLIC(nvIndex=index, nameAlg=0x000B, attributes=flags, dataSize=len(content))
-    handle = tpm._esapi.nv_define_space("", TPM2B_NV_PUBLIC(public))
+    handle = tpm._esapi.nv_define_space(password, TPM2B_NV_PUBLIC(public))
+    _write(tpm, handle, content)
+    tpm._esapi.tr_close(handle)  # the library would remember the password
+
+
+def reserve_nv(tpm: Tpm, index: int, size: int) -> Any:
+    """Make an NV index in which nothing was written yet; return what writes it."""
+    flags = TPMA_NV.AUTHREAD | TPMA_NV.OWNERREAD | TPMA_NV.OWNERWRITE
+    public = TPMS_NV_PUBLIC(nvIndex=index, nameAlg=0x000B, attributes=flags, dataSize=size)
+    tpm._esapi.nv_define_space("", TPM2B_NV_PUBLIC(public))
+    return lambda content: _write(tpm, tpm._esapi.tr_from_tpmpublic(index), content)
+
+
+def _write(tpm: Tpm, handle: Any, content: bytes) -> None:
     for start in range(0, len(content), 512):
         part = content[start : start + 512]
         tpm._esapi.nv_write(handle, part, start, auth_handle=ESYS_TR.OWNER)
