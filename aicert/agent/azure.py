@@ -52,6 +52,7 @@ _CARRIED = "azure-vtpm.pem"
 _MAX_ANSWER = 64 << 10
 _SECONDS = 10.0
 CERTIFICATE_SECONDS = 120.0
+METADATA_SECONDS = 90.0
 _LOOK_SECONDS = 1.0
 _MAX_URLS = 4
 
@@ -338,5 +339,17 @@ def _get(url: str, headers: dict[str, str], *, direct: bool = False) -> bytes:
 
 
 def _get_directly(url: str, headers: dict[str, str]) -> bytes:
-    """Ask past every proxy: the metadata service answers the VM alone."""
-    return _get(url, headers, direct=True)
+    """Ask past every proxy: the metadata service answers the VM alone.
+
+    While the system boots it may not be ready, and says so in several ways: it is asked again.
+    """
+    deadline = time.monotonic() + METADATA_SECONDS
+    while True:
+        try:
+            return _get(url, headers, direct=True)
+        except OSError as error:
+            status = error.code if isinstance(error, urllib.error.HTTPError) else None
+            passing = status is None or status in (404, 410, 429) or status >= 500
+            if not passing or time.monotonic() > deadline:
+                raise
+            time.sleep(_LOOK_SECONDS)

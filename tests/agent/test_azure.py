@@ -184,6 +184,31 @@ def pinned(amd: Amd, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setitem(sev.ROOTS, fingerprint, processor)
 
 
+@pytest.fixture(autouse=True)
+def _asked_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(azure, "METADATA_SECONDS", 0)
+
+
+def test_a_metadata_service_that_is_not_ready_yet_is_asked_again(
+    web: Web, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(azure, "METADATA_SECONDS", 60)
+    page = "/metadata/instance/compute/userData"
+    with monkeypatch.context() as patch:
+        patch.setattr(
+            "time.sleep",
+            lambda _: web.pages.update({page: azure.user_data(b"\7" * 32).encode()}),
+        )
+        assert azure.owner_secret(metadata=web.url) == b"\7" * 32
+    assert len(web.asked) == 2
+    # What it refuses for good, it is asked once.
+    web.asked.clear()
+    web.status = 400
+    with pytest.raises(azure.OwnerError):
+        azure.owner_secret(metadata=web.url)
+    assert len(web.asked) == 1
+
+
 def test_the_report_comes_with_the_chips_certificates(
     vm: Vm, amd: Amd, web: Web, pinned: None
 ) -> None:

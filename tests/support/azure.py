@@ -52,13 +52,14 @@ class Web:
     def __init__(self) -> None:
         self.pages: dict[str, bytes] = {}
         self.asked: list[tuple[str, str | None]] = []
+        self.status: int | None = None
         web = self
 
         class Handler(BaseHTTPRequestHandler):
             def do_GET(self) -> None:
                 web.asked.append((self.path, self.headers.get("Metadata")))
                 page = web.pages.get(self.path.partition("?")[0])
-                self.send_response(404 if page is None else 200)
+                self.send_response(web.status or (404 if page is None else 200))
                 self.end_headers()
                 self.wfile.write(page or b"")
 
