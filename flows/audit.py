@@ -19,7 +19,8 @@ SHOWN = 200
 """The most entries that the report lists; failures come first."""
 
 
-@flow(name="audit", log_prints=False, persist_result=False)
+# While one hangs no other begins: so it ends, before the next night.
+@flow(name="audit", log_prints=False, persist_result=False, timeout_seconds=20 * 3600)
 def audit(
     store: FolderStore | FsspecStore | AzureBlobStore | None = None,
     policy: VerificationPolicy | None = None,

@@ -21,7 +21,7 @@ from tasks.reporting import artifact, logger, told
 from tasks.words import key, table, text
 
 
-@flow(name="check", log_prints=False, persist_result=False)
+@flow(name="check", log_prints=False, persist_result=False, timeout_seconds=600)
 def check(
     machine: AnyMachine | None = None,
     store: FolderStore | FsspecStore | AzureBlobStore | None = None,

@@ -33,7 +33,8 @@ TAG = "aicert"
 """What every deployment of ours is tagged with, and so its runs."""
 
 
-@flow(name="reap", log_prints=False, persist_result=False)
+# While one hangs no other begins: so it ends.
+@flow(name="reap", log_prints=False, persist_result=False, timeout_seconds=1800)
 def reap(
     machine: AnyMachine | None = None,
     grace_minutes: float = 10,

@@ -156,9 +156,15 @@ def _verified(
     # Spawned, and not forked: the caller may have threads, and locks that they hold.
     context = multiprocessing.get_context("spawn")
     arguments = (url, options, demands, weights)
+    batches = [digests[start : start + _BATCH] for start in range(0, len(digests), _BATCH)]
     with ProcessPoolExecutor(jobs, context, initializer=_begin, initargs=arguments) as pool:
-        batches = [digests[start : start + _BATCH] for start in range(0, len(digests), _BATCH)]
-        yield from pool.map(_work, batches)
+        try:
+            yield from pool.map(_work, batches)
+        except BaseException:
+            # Whoever interrupts an audit does not wait for a store that does not answer.
+            for process in list((pool._processes or {}).values()):
+                process.kill()
+            raise
 
 
 _process: tuple[Store, Loaded, bool] | None = None

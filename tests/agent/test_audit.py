@@ -3,6 +3,8 @@
 import hashlib
 import json
 import shutil
+import subprocess
+import sys
 import uuid
 from collections.abc import Iterator
 from dataclasses import replace
@@ -239,3 +241,29 @@ def test_a_file_that_vanishes_meanwhile_is_that_entry_s_finding(
     opened = Store(str(store))
     shutil.rmtree(entry)
     assert code_of(module.check(opened, entry.name, loaded)) == "store.not-found"
+
+
+INTERRUPTED = """
+import signal, sys, time
+from aicert.agent import audit
+
+def hang(digests):  # as a store does that does not answer
+    time.sleep(300)
+
+def stop(*_):
+    raise TimeoutError("it is enough")
+
+audit._work, audit._ALONE = hang, 0
+if __name__ == "__main__":
+    signal.signal(signal.SIGALRM, stop)
+    signal.alarm(3)
+    audit.audit(sys.argv[1], None, audit.Demands())
+"""
+
+
+def test_an_audit_that_is_interrupted_ends_though_its_store_does_not_answer(tmp_path: Path) -> None:
+    (tmp_path / "program.py").write_text(INTERRUPTED)
+    Store(str(tmp_path / "store")).publish(b"{}")
+    command = [sys.executable, str(tmp_path / "program.py"), str(tmp_path / "store")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert "TimeoutError: it is enough" in done.stderr

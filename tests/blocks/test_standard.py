@@ -1,10 +1,14 @@
 """Every block passes Prefect's own suite for blocks, but for links that lead out of the house."""
 
+import inspect
+from pathlib import Path
+
 import pytest
 from prefect.blocks.core import Block
 from prefect.testing.standard_test_suites.blocks import BlockStandardTestSuite
 
 import blocks
+from flows.certify import certify
 from tests.blocks.known import TYPES
 
 
@@ -38,6 +42,14 @@ class TestBlocks(BlockStandardTestSuite):
         code = example.partition("```python\n")[2].partition("```")[0]
         compile(code, "example", "exec")
         assert f"from blocks import {block.__name__}" in code
+
+
+def test_the_builder_s_page_names_every_parameter_and_every_block() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "prefect.md").read_text()
+    for parameter in inspect.signature(certify).parameters:
+        assert f"| `{parameter}`" in page or f", or `{parameter}`" in page, parameter
+    for block in TYPES:
+        assert f"`{block.get_block_type_name()}`" in page, block
 
 
 def test_the_interfaces_cannot_be_registered_nor_made() -> None:

@@ -2,7 +2,10 @@
 
 import hashlib
 import json
+import os
 import shutil
+import subprocess
+import sys
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -27,8 +30,8 @@ from flows.audit import audit
 from flows.check import check
 from flows.reap import reap
 from flows.retrain import retrain
+from tests.support.pipeline import ROOT, published, write_spec
 from tests.support.pipeline import machines as folders
-from tests.support.pipeline import published, write_spec
 
 pytestmark = [pytest.mark.xdist_group("certify"), pytest.mark.usefixtures("prefect_server")]
 
@@ -220,6 +223,38 @@ def test_a_block_that_cannot_work_says_why_and_what_to_do(tmp_path: Path) -> Non
     assert state.is_failed()
     text = str(state.message)
     assert str(tmp_path / "file") in text and str(tmp_path / "none.pem") in text
+
+
+HANGING = """
+import time
+from blocks import FolderStore
+from flows.check import check
+
+class Hanging(FolderStore):
+    _block_type_slug = "test-hanging-store"
+
+    def open(self):
+        time.sleep(300)
+
+state = check.with_options(timeout_seconds=1)(store=Hanging(folder="/"), return_state=True)
+print(state.type.value, state.name)
+"""
+
+
+def test_what_hangs_ends_so_that_the_next_one_can_begin(prefect_server: str) -> None:
+    day = 24 * 3600
+    limits = [flow.timeout_seconds for flow in (check, audit, reap)]
+    assert all(limit is not None and 0 < limit < day for limit in limits)
+    # In a process of its own, as a worker starts it: here the tests have the alarm.
+    done = subprocess.run(
+        [sys.executable, "-c", HANGING],
+        env={**os.environ, "PREFECT_API_URL": prefect_server},
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.stdout == "FAILED TimedOut\n", done.stderr
 
 
 # -- reap ----------------------------------------------------------------------------------------
