@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from blocks import HostMachine, LocalMachine, QemuMachine
-from tests.support.installation import Installation, machine_of, run_id, store_of
+from tests.support.installation import BIN, Installation, machine_of, run_id, store_of
 from tests.support.pipeline import (
     CERTIFY,
     assert_gone,
@@ -111,6 +111,25 @@ def test_a_run_of_the_deployment_is_certified(
     # The deployment publishes the weights unless it is told not to.
     assert (tmp_path / "s" / "certificates" / digest / "weights" / "model.bin").exists()
     assert machines(state) == []
+
+
+def test_aicert_run_shows_on_the_server_that_is_named_and_says_everything_once(
+    installation: Installation, image: str, tmp_path: Path
+) -> None:
+    store = tmp_path / "s"
+    done = installation.command(
+        *(BIN / "aicert", "run", str(write_spec(tmp_path, image=image)), "--json"),
+        *("--store", str(store)),
+    )
+    result = json.loads(done.stdout)
+    assert (result["verdict"], (result["digest"],)) == ("certified", published(store))
+    assert [line.split()[1] for line in done.stderr.splitlines() if line.startswith("✓")] == [
+        *("provision", "job", "fetch", "image", "train", "outputs", "quote", "publish", "verify"),
+        "destroy",
+    ]
+    assert "INFO" not in done.stderr
+    told = [run["state"]["message"] for run in installation.api("flow_runs/filter", {})]
+    assert f"certified: {result['certificate']}" in told
 
 
 def test_a_run_that_fails_says_why_and_the_command_fails(
