@@ -55,7 +55,9 @@ RECIPE: dict[str, Any] = {
     # (and the loader of shared libraries) can be executed: no shell, no package tools.
     "programs": [
         "usr/bin/python3.13", "usr/bin/podman", "usr/bin/conmon", "usr/bin/crun", "usr/sbin/nft",
-        "usr/bin/skopeo", "usr/bin/git", "usr/lib/git-core/git-remote-https",
+        # Podman does not start without it, and never calls it where there is no network.
+        "usr/lib/podman/netavark", "usr/bin/skopeo", "usr/bin/git",
+        "usr/lib/git-core/git-remote-https",
         "usr/lib/git-core/git-remote-http",
     ],
     "keep": [
