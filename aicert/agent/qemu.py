@@ -118,9 +118,14 @@ class Image:
         return own if own.exists() else VARIABLES
 
     @property
+    def secure_boot(self) -> bool:
+        """Tell whether it was signed, and boots where nothing else does."""
+        return self.variables != VARIABLES
+
+    @property
     def firmware(self) -> Path:
         """The firmware to boot with; for secure boot one that guards its variables."""
-        return FIRMWARE if self.variables == VARIABLES else SECURE_FIRMWARE
+        return SECURE_FIRMWARE if self.secure_boot else FIRMWARE
 
 
 def default_image() -> Path:

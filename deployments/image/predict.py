@@ -11,7 +11,8 @@ extended, in which order, is what the firmware (TCG PC Client Platform Firmware 
 * PCR 7: secure boot's state and keys, the separator; with it on, also the key that let the UKI in
   (and PCR 4 lacks the kernel, which the stub then starts by itself: the UKI's signature covers it).
 * PCR 9: the command line as the kernel's EFI stub gets it (UTF-16LE with its zero), the initrd.
-* PCR 10: Linux's IMA: one digest over PCRs 0 to 9, so that it follows from them.
+* PCR 10: Linux's IMA: one digest over PCRs 0 to 9, so that it follows from them. With secure boot
+  on, each module that is loaded, too.
 * PCR 11: name (with its zero) and content of each section of the UKI, in the stub's order
   (systemd-stub(7); `systemd-measure` computes the same).
 * PCRs 12, 13: zero: nothing was handed to the stub from outside.

@@ -25,12 +25,12 @@ from aicert.events import PCR_CHANNEL
 from deployments.image import build, predict
 
 ZERO = frozenset({12, 13})
-SECURE_BOOT = 7
+SECURE_BOOT, IMA = 7, 10
 NOTES = (
     "PCRs 0 and 1 (firmware, boot variables) were recorded by booting; 7 (secure boot and its "
-    "keys) and 10 (Linux's digest of PCRs 0 to 9) follow from the machine; 2 to 6, 9 and 11 from "
-    "the image's files; 12 and 13 are zero, as nothing is handed to the image from outside. None "
-    "is left open."
+    "keys) and 10 (Linux's digest of PCRs 0 to 9; with secure boot its modules too, and recorded) "
+    "follow from the machine; 2 to 6, 9 and 11 from the image's files; 12 and 13 are zero, as "
+    "nothing is handed to the image from outside. None is left open."
 )
 
 Pcrs = Mapping[int, bytes]
@@ -60,13 +60,14 @@ def boot(image: qemu.Image, shape: qemu.Shape) -> tuple[Pcrs, bytes]:
     return {**answer.pcrs, PCR_CHANNEL: bytes(32)}, answer.boot_event_log
 
 
+def _ima(image: qemu.Image, pcrs: Pcrs) -> bytes:
+    """Return PCR 10. Under secure boot Linux measures its modules there too, so it is recorded."""
+    return pcrs[IMA] if image.secure_boot else predict.ima(pcrs)
+
+
 def surprises(image: qemu.Image, pcrs: Pcrs, event_log: bytes) -> list[str]:
     """Return what a boot shows that was not foretold; nothing, if all is well."""
-    foretold = {
-        **image.pcrs,
-        10: predict.ima(pcrs),
-        **dict.fromkeys(ZERO, bytes(32)),
-    }
+    foretold = {**image.pcrs, IMA: _ima(image, pcrs), **dict.fromkeys(ZERO, bytes(32))}
     found = [
         f"PCR {pcr} is {pcrs[pcr].hex()}, not {value.hex()}"
         for pcr, value in sorted(foretold.items())
@@ -99,7 +100,7 @@ def document(
                     0: pcrs[0],
                     1: pcrs[1],
                     SECURE_BOOT: image.pcrs[SECURE_BOOT],
-                    10: predict.ima({**pcrs, **image.pcrs}),
+                    IMA: _ima(image, {**pcrs, **image.pcrs}),
                 },
                 {},
                 frozenset(),
