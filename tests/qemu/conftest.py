@@ -19,6 +19,11 @@ def image() -> qemu.Image:
 
 
 @pytest.fixture(scope="session")
+def debug() -> qemu.Image:
+    return qemu.Image.load(build.build(debug=True))
+
+
+@pytest.fixture(scope="session")
 def booted(image: qemu.Image) -> Iterator[vm.Booted]:
     with vm.booting(image.disk) as machine:
         yield vm.Booted(machine, machine.attest())

@@ -1,14 +1,20 @@
 """A machine that boots the image: what it measures was foretold, and it shows nothing else."""
 
+import os
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+
 import pytest
 
 from aicert import reference, tpm2
 from aicert.agent import qemu
 from aicert.agent.channel import Remote, ReplayedError
 from aicert.agent.client import AgentClient, AgentError
+from aicert.agent.spec import Spec
 from deployments.image import predict
 from deployments.image.reference import surprises
-from tests.support.vm import MARKS, Booted
+from tests.support.vm import MARKS, Booted, Vm
 
 pytestmark = MARKS
 
@@ -52,3 +58,37 @@ def test_an_old_answer_and_another_channel_are_refused(booted: Booted) -> None:
         ak = tpm2.parse_public(client.identity().ak_public)
     with pytest.raises(ReplayedError):
         booted.answer.check(ak, bytes(32), remote.spki)
+
+
+def written(machine: Vm) -> Iterator[Path]:
+    """Yield the files that the machine's programs write, or have open, but the image's disk."""
+    yield from (path for path in machine.folder.rglob("*") if path.is_file())
+    for process in (machine.machine.process, machine.machine.tpm):
+        assert process is not None
+        for link in Path(f"/proc/{process.pid}/fd").iterdir():
+            if link.is_file() and not os.path.samefile(link, machine.disk):
+                yield link
+
+
+def test_secrets_touch_no_disk(booted: Booted, image: qemu.Image) -> None:
+    machine = booted.vm
+    # All that the machine has to write to are the firmware's variables.
+    blocks = machine.machine.ask("query-block")
+    writable = [b["inserted"]["file"] for b in blocks if not b["inserted"]["ro"]]
+    assert writable == [str(machine.folder / "variables.fd")]
+    assert len(blocks) == 3
+    secret = os.urandom(16).hex()
+    uri = "http://192.0.2.7/data"
+    fields = {"name": "x", "image": "oci:image", "command": ["true"]}
+    spec = Spec.model_validate({**fields, "inputs": [{"name": "data", "uri": uri}]})
+    run = str(uuid.uuid4())
+    assert machine.remote is not None
+    with AgentClient(machine.remote) as client:
+        client.step(run, "job", {"spec": spec.to_json()})
+        given = {"data": {"headers": {"Authorization": f"Bearer {secret}"}}}
+        with pytest.raises(AgentError) as caught:
+            client.step(run, "fetch", {"secrets": given})
+    assert caught.value.code == "fetch.credentials"  # it would not send them in the clear
+    files = list(written(machine))
+    assert {qemu.CONSOLE, "variables.fd"} <= {path.name for path in files}
+    assert not [path for path in files if secret.encode() in path.read_bytes()]

@@ -11,11 +11,12 @@ from typing import Any
 
 import pytest
 
-from aicert import tpm2
+from aicert import reference, tpm2
 from aicert.agent import qemu, swtpm
 from aicert.agent.ca import DevelopmentCa, Enrollment
 from aicert.agent.channel import Attestation, Remote, UnreachableError
 from aicert.agent.client import AgentClient
+from deployments.image import formats
 
 BOOT_SECONDS = 600.0
 """In emulation, on a machine that does other things too; alone a boot takes 20 s."""
@@ -28,6 +29,25 @@ MARKS = [
     pytest.mark.timeout(1800),
     pytest.mark.skipif(os.geteuid() != 0, reason="building an image needs root"),
 ]
+
+
+def root_at(disk: Path) -> int:
+    """Return where the root lies on a disk, in bytes: its second partition."""
+    with disk.open("rb") as file:
+        file.seek(2 * formats.SECTOR + 128 + 32)
+        return int.from_bytes(file.read(8), "little") * formats.SECTOR
+
+
+def problems(signed: bytes, answer: Attestation) -> list[int]:
+    """Return the PCRs for which a verifier with these reference values refuses a boot; if none,
+    it calls it measured.
+    """
+    start = {**answer.pcrs, 15: bytes(32)}
+    result = reference.check_boot(answer.boot_event_log, start, [reference.parse(signed)])
+    if result.measured:
+        return []
+    assert result.nearest is not None
+    return [found.pcr for found in result.nearest.problems]
 
 
 @dataclass
@@ -51,6 +71,12 @@ class Vm:
         """Tell whether it still runs."""
         assert self.machine.process is not None
         return self.machine.process.poll() is None
+
+    def forward(self, port: int) -> int:
+        """Have QEMU forward another port of the machine; return this host's."""
+        command = f"hostfwd_add net tcp:127.0.0.1:0-:{port}"
+        self.machine.ask("human-monitor-command", {"command-line": command})
+        return self.machine.forwarded(port)
 
     def until(self, text: str) -> bool:
         """Wait for a text on the console, or the machine's end; tell whether it came."""
