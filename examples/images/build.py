@@ -74,6 +74,13 @@ RECIPE: dict[str, Any] = {
     ],
     "epoch": 1767225600,
 }
+_PASSED = (
+    *("PATH", "HOME", "TMPDIR", "APT_CONFIG"),
+    *("http_proxy", "https_proxy", "no_proxy", "HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY"),
+)
+"""What the packages' own scripts may see of whoever builds. They run Python, and what that writes
+depends on its variables, which are set; with them the image's bytes would."""
+
 ENVIRONMENT = {"PATH": "/usr/bin:/bin", "LANG": "C.UTF-8"}
 
 
@@ -120,14 +127,21 @@ def _build(cache: Path, target: Path) -> None:
             str(archive),
         ]
         environment = {
-            **os.environ,
+            **{name: os.environ[name] for name in _PASSED if name in os.environ},
+            "LC_ALL": "C.UTF-8",
+            "PYTHONDONTWRITEBYTECODE": "1",
             "SOURCE_DATE_EPOCH": str(RECIPE["epoch"]),
             "AICERT_PACKAGES": str(packages),
             "AICERT_PRUNE": ":".join(RECIPE["prune"]),
         }
         try:
             done = subprocess.run(
-                command, env=environment, stdin=subprocess.DEVNULL, capture_output=True, check=False
+                command,
+                env=environment,
+                umask=0o022,
+                stdin=subprocess.DEVNULL,
+                capture_output=True,
+                check=False,
             )
         except FileNotFoundError:
             sys.exit("mmdebstrap is not installed: `make setup` installs it")
@@ -159,7 +173,10 @@ def _compare(built: dict[str, Any], lock: dict[str, Any], locked: bool) -> None:
     old, new = lock["packages"], built["packages"]
     changed = sorted(name for name in old.keys() | new.keys() if old.get(name) != new.get(name))
     lines = [
-        "Debian's archive has moved on since the lock was written: the image has another digest.",
+        "Debian's archive has moved on since the lock was written: the image has another digest."
+        if changed
+        else "The packages are those of the lock, and yet the image has another digest: something "
+        "of this machine got into it.",
         f"  locked sha256:{lock['config']}",
         f"  built  sha256:{built['config']}",
         *(

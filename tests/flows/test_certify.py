@@ -242,11 +242,11 @@ class TestFailures:
         assert "ab" * 32 in message
 
     def test_an_input_that_is_not_there(self, image: str, state: Path, tmp_path: Path) -> None:
-        spec = write_spec(tmp_path, image=image, input={"uri": "file:nowhere"})
+        spec = write_spec(tmp_path, image=image, input={"uri": "file:///nowhere"})
         assert "[fetch.not-found]" in fail(spec, state)
 
     def test_an_image_that_is_not_there(self, state: Path, tmp_path: Path) -> None:
-        spec = write_spec(tmp_path, image="oci:nowhere")
+        spec = write_spec(tmp_path, image="oci:/nowhere")
         message = fail(spec, state)
         assert message.startswith("image: ")
         assert "[image.not-found]" in message
