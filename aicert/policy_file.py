@@ -15,7 +15,7 @@ from typing import Any
 
 from cryptography import x509
 
-from aicert import marked, reference, trust, uri_pattern
+from aicert import manifest, marked, reference, trust, uri_pattern
 from aicert import policy as rules
 from aicert.assurance import Assurance
 from aicert.errors import Error
@@ -34,7 +34,7 @@ Place = tuple[str | int, ...]
 _DIGEST = re.compile(r"(?:sha256:)?([0-9a-f]{64})")
 _COMMIT = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
 _NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,62}")
-_TARGET = re.compile(r"/inputs/[^\x00-\x1f\x7f]{1,1016}")
+_TARGET = re.compile(r"/inputs/.{1,1016}")
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,127}")
 _VERSION = re.compile(r"[0-9A-Za-z][0-9A-Za-z.+-]{0,62}(?:\.\*)?")
 _AGE = re.compile(r"([1-9][0-9]{0,5})([hdw])")
@@ -416,7 +416,7 @@ class _Reading:
             manifest=digests.get("manifest"),
             git_commit=self._like((*path, "gitCommit"), fields, _COMMIT, "a full git commit"),
             name=self._like((*path, "name"), fields, _NAME, "the name of an input"),
-            target=self._like((*path, "target"), fields, _TARGET, "a folder below /inputs/"),
+            target=self._target((*path, "target"), fields),
         )
 
     def _command(self, path: Place, data: Any) -> list[Rule]:
@@ -616,6 +616,16 @@ class _Reading:
             return value
         self._note(path, f"is {_shown(value)}, not {what}")
         return None
+
+    def _target(self, path: Place, fields: dict[str, Any]) -> str | None:
+        """Return the target of an input, of the form that the log's grammar has it."""
+        text = self._like(path, fields, _TARGET, "a folder below /inputs/")
+        try:
+            if text is not None:
+                manifest.check_path(text.removeprefix("/inputs/"))
+        except manifest.PathError as error:
+            self._note(path, f"is {_shown(text)}: {error.message}")
+        return text
 
     def _file(self, path: Place, data: Any) -> tuple[Path, str] | None:
         """Return the file that a policy names, and how to show it."""

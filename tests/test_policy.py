@@ -756,6 +756,10 @@ ONE_MISTAKE = [
     (f"policy: 1\ninputs: {{exactly: [{{sha256: {CODE}}}]}}", "rules.yaml:2:20: inputs.exactly[0]: "
      "lacks a target. Say where it lies, such as /inputs/data"),
     (f"policy: 1\ninputs: {{require: [{{sha256: {CODE}, target: /usr}}]}}", None),
+    (f"policy: 1\ninputs: {{require: [{{sha256: {CODE}, target: /inputs/a/}}]}}", None),
+    (f"policy: 1\ninputs: {{require: [{{sha256: {CODE}, target: /inputs/a/../b}}]}}", None),
+    (f"policy: 1\ninputs: {{exactly: [{{sha256: {CODE}, target: /inputs/a}}, "
+     f"{{sha256: {CODE}, target: /inputs/a}}]}}", None),
     ("policy: 1\ninputs: {only: [{uri: x.example/**}]}", "rules.yaml:2:23: inputs.only[0].uri: is "
      "'x.example/**', no pattern over URIs: it does not begin with a scheme, such as https:, hf: "
      "or file:. For example https://data.example/sets/**"),
