@@ -128,8 +128,13 @@ def loads_canonical(data: bytes, *, max_bytes: int, max_depth: int = 32) -> Any:
 
 def difference(got: bytes, expected: bytes) -> tuple[str, str]:
     """Return, for a person, the first place where two documents differ, as it is in each."""
-    pairs = enumerate(zip(got, expected, strict=False))
-    at = next((n for n, (a, b) in pairs if a != b), min(len(got), len(expected)))
+    at, end = 0, min(len(got), len(expected))
+    while at < end:  # by halves: a document may have millions of bytes
+        middle = (at + end + 1) // 2
+        if got[at:middle] == expected[at:middle]:
+            at = middle
+        else:
+            end = middle - 1
     start = max(0, at - 40)
 
     def shown(data: bytes) -> str:

@@ -1,6 +1,7 @@
 """Canonical JSON: one encoding for a value, and no two readings of a document."""
 
 import json
+import time
 from typing import Any
 
 import pytest
@@ -93,3 +94,18 @@ def test_brackets_in_a_string_are_not_depth() -> None:
 def test_a_value_without_a_canonical_form_is_refused(value: Any) -> None:
     with pytest.raises(canonical.CanonicalError):
         canonical.dumps(value)
+
+
+def test_the_first_difference_is_shown_and_found_at_once() -> None:
+    for got, expected, at in (
+        (b"abc", b"abd", 2),
+        (b"", b"a", 0),
+        (b"ab", b"a", 1),
+        (b"x", b"y", 0),
+    ):
+        assert all(f"at byte {at}:" in text for text in canonical.difference(got, expected))
+    long = b"a" * (16 << 20)
+    started = time.process_time()
+    first, second = canonical.difference(long + b"\n", long)
+    assert time.process_time() - started < 0.5
+    assert first.startswith(f"at byte {len(long)}: ") and second.endswith("and no more")
