@@ -106,6 +106,7 @@ def module_box(
         box = Box(folder, request.param)
         yield box
         box.engine.cleanup()
+        engine.clear(box.engine.directory)
 
 
 @pytest.fixture
