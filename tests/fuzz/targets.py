@@ -575,7 +575,8 @@ def _accepted() -> list[tuple[Any, ...]]:
     found = []
     for name, data in corpus().items():
         expect = json.loads((CASES / name / "case.json").read_text())["expect"]
-        if expect == "verified" or expect.startswith(("policy.", "timestamp.")):
+        demands = ("policy.", "timestamp.", "evaluation.", "lineage.", "trust.")
+        if expect == "verified" or expect.startswith(demands):
             # True, and refused for what that case's verifier demands and this one does not.
             made = certificate.Certificate.parse(data)
             found.append((made.payload, made.records, made.quote.message))
