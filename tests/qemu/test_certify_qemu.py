@@ -22,11 +22,15 @@ from tests.support.pipeline import CERTIFY, machines, write_spec
 # What a training would need to extend a PCR: the TPM, or the agent's files. It says what it got.
 BREAK_OUT = """
 touch /outputs/reached.txt
-for path in /dev/tpm0 /dev/tpmrm0 /sys/kernel/security/tpm0 /var/aicert /run/aicert; do
+for path in /outputs /dev/tpm0 /dev/tpmrm0 /sys/kernel/security/tpm0 /var/aicert /run/aicert; do
     if [ -e $path ]; then echo "sees $path" >> /outputs/reached.txt; fi
 done
 for path in /dev/tpm0 /dev/tpmrm0 /sys/class/tpm/tpm0/ppi/request /proc/sysrq-trigger; do
     if (echo 0 > $path) 2> /dev/null; then echo "writes $path" >> /outputs/reached.txt; fi
+done
+if busybox mknod /tmp/tpm c 10 224 2> /dev/null; then echo "makes it" >> /outputs/reached.txt; fi
+for kind in devtmpfs securityfs sysfs; do
+    if busybox mount -t $kind none /tmp 2> /dev/null; then echo $kind >> /outputs/reached.txt; fi
 done
 """
 
@@ -58,7 +62,7 @@ def test_a_run_on_the_image_is_measured_from_the_firmware_up(
     # The operator's own policy takes the TPM for what it is.
     assert done["assurance"] == "simulated"
     (published,) = (store / "certificates").iterdir()
-    assert (published / "weights" / "reached.txt").read_text() == ""
+    assert (published / "weights" / "reached.txt").read_text() == "sees /outputs\n"
 
     # Under a policy that takes the CA for that of real TPMs, everything is there to be measured.
     (tmp_path / "reference.json").write_bytes(signed)
