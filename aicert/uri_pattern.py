@@ -48,7 +48,8 @@ class UriPattern:
 
     def _matches(self, uri: str) -> Iterator[bool]:
         """Yield whether `uri` matches, form by form; the pattern is taken in the same form."""
-        for own, form in zip(forms(self.text), forms(uri), strict=True):
+        # Mostly the forms are one and the same.
+        for own, form in dict.fromkeys(zip(forms(self.text), forms(uri), strict=True)):
             yield self.text == "**" or self._match(own, form)
 
     @staticmethod
