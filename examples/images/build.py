@@ -1,4 +1,4 @@
-"""Build the example's image: Debian's PyTorch, in an OCI layout, the same bytes every time.
+"""Build the example's image: Debian's PyTorch, in an OCI layout, the same bytes whoever builds it.
 
     python -m examples.images.build [--locked | --update-lock]
 
