@@ -159,7 +159,7 @@ def test_a_change_is_trained_and_named(trained: Trained) -> None:
 def test_an_input_that_cannot_be_found_fails_the_run(trained: Trained) -> None:
     shutil.rmtree(trained.spec.parent / "data")
     state = trained.again()
-    assert state.is_failed() and "[fetch." in str(state.message), state
+    assert state.is_failed() and "[spec.invalid]" in str(state.message), state
 
 
 # -- audit ---------------------------------------------------------------------------------------
