@@ -58,5 +58,5 @@ def check(
     data = {"checks": len(found), "failed": [item.name for item in bad]}
     if bad:
         message = "\n".join([summary, *(f"  {item}" for item in bad)])
-        return told(Failed(message=message, data=data))  # type: ignore[return-value]
+        return told(Failed(message=message))  # type: ignore[return-value]
     return told(Completed(message=summary, data=data))  # type: ignore[return-value]

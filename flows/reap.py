@@ -89,7 +89,7 @@ def reap(
         artifact(key("reap"), summary, "\n".join(["# Reaped", "", table(("what", "which"), rows)]))
     if left:
         message = f"{summary}; not removed, see the log: {', '.join(left)}"
-        return told(Failed(message=message, data={"reaped": done}))  # type: ignore[return-value]
+        return told(Failed(message=message))  # type: ignore[return-value]
     return told(Completed(message=summary, data={"reaped": done}))  # type: ignore[return-value]
 
 

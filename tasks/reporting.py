@@ -24,7 +24,7 @@ from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State, TaskRun
 from prefect.events import emit_event
 from prefect.events.worker import EventsWorker
-from prefect.exceptions import MissingContextError
+from prefect.exceptions import FailedRun, MissingContextError
 from prefect.logging import get_logger, get_run_logger
 from prefect.logging.handlers import PrefectConsoleHandler
 from prefect.tasks import Task
@@ -111,6 +111,22 @@ class StepError(Error):
         if self.tail and self.tail[-1] not in text:
             text += "\n  the training's last lines:\n" + "\n".join(f"    {x}" for x in self.tail)
         return text
+
+
+class _WithoutTraceback(logging.Filter):
+    """Has the log of a run end with a step's error, which is the whole story.
+
+    Prefect ends it with forty lines of its own: where in itself it raised the error again.
+    """
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        error = record.exc_info[1] if isinstance(record.exc_info, tuple) else None
+        if isinstance(error, StepError | FailedRun):
+            record.msg, record.args, record.exc_info = "%s", (error,), None
+        return True
+
+
+logging.getLogger("prefect.flow_runs").addFilter(_WithoutTraceback())
 
 
 def _step_error(step: str, error: Error, tail: tuple[str, ...], transient: bool) -> StepError:

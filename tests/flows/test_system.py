@@ -143,8 +143,21 @@ def test_a_run_that_fails_says_why_and_the_command_fails(
     assert state_now["type"] == "FAILED"
     assert state_now["message"].startswith("train: ")
     assert "[training.exit]" in state_now["message"] and "nan" in state_now["message"]
+    assert installation.lines(run)[-1] == state_now["message"]  # and no traceback
     (said,) = re.findall(r"aicert\.run\.failed \* (.*)", done.stdout)
     assert said.startswith("train: the training ended with status 3 (training.exit); expected: 0;")
+
+
+def test_a_check_that_fails_says_what_to_do(installation: Installation, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    store = json.dumps(store_of(tmp_path / "file"))
+    done = installation.prefect(
+        *("deployment", "run", "check/check", "--watch", "--param", f"store={store}"), check=False
+    )
+    assert done.returncode == 1
+    message = installation.state(run_id(done))["message"]
+    assert str(tmp_path / "file") in message
+    assert installation.lines(run_id(done))[-1] == message
 
 
 def test_a_parameter_that_does_not_fit_is_refused_at_once(installation: Installation) -> None:
