@@ -65,7 +65,7 @@ def pages(url: str, run: str) -> dict[str, Page]:
         key = artifact["key"] or artifact["id"]
         page = Page(f"/artifacts/artifact/{artifact['id']}", key)
         if key.endswith("-certificate-card"):
-            found["card"] = Page(page.path, key, width=1120)
+            found["card"] = Page(page.path, key, width=1160)
         else:
             found[f"artifact-{key}"] = page
     if flow_run["deployment_id"]:
@@ -89,6 +89,7 @@ def shoot(window: Browser, url: str, page: Page, target: Path) -> None:
     """Write a picture of a page."""
     size = {"width": page.width, "height": page.height, "deviceScaleFactor": 1, "mobile": False}
     window.driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
+    window.driver.execute_cdp_cmd("Emulation.setScrollbarsHidden", {"hidden": True})
     window.open(url)
     window.await_text(page.shows)
     time.sleep(SETTLE_SECONDS)
