@@ -1,6 +1,7 @@
 """The benchmarks' own promises: fair turns, medians, and pages that can be read back."""
 
 import os
+import re
 import sys
 from pathlib import Path
 
@@ -87,3 +88,13 @@ def test_a_suite_that_fails_costs_no_other_its_figures(
     assert program.main() == 1
     assert "it broke" in capsys.readouterr().err
     assert {path.name for path in tmp_path.iterdir()} >= {"tpm.md", "tpm.json"}
+
+
+def test_every_suite_is_described_and_every_page_that_is_linked_to_is_there() -> None:
+    told = (harness.ROOT / "benchmarks" / "README.md").read_text()
+    assert all(f"| `{name}` |" in told for name in program.SUITES)
+    parts = ("benchmarks", "deployments", "docs", "examples", "tests")
+    pages = [page for part in parts for page in (harness.ROOT / part).rglob("*.md")]
+    for page in [harness.ROOT / "README.md", *pages]:
+        for link in re.findall(r"\]\(([^)#\s]+)(?:#[^)]*)?\)", page.read_text()):
+            assert "://" in link or (page.parent / link).exists(), f"{page} links to {link}"
