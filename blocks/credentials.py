@@ -65,6 +65,10 @@ class InputCredentials(AicertBlock):
         secrets = self.secrets.get_secret_value()
         return {name: dict(item) for name, item in secrets.items() if name in names}
 
+    def for_input(self, name: str) -> dict[str, Any]:
+        """Return the secrets of one input, if there are any."""
+        return dict(self.secrets.get_secret_value().get(name, {}))
+
     def check(self) -> list[Check]:
         """Look whether what is held has a shape that a source can use; no value is shown."""
         found = []

@@ -95,5 +95,5 @@ def _change(
             return None
         then, now = measured.revision or "no revision", resolved.revision or "no revision"
         return f"input {wanted.name}: {then} is now {now}"
-    now = survey(request, base=base, secrets=secrets).digest
+    now = survey(request, base=base, secrets=secrets).manifest.digest
     return None if now == measured.manifest else f"input {wanted.name}: its content"

@@ -4,7 +4,7 @@
 for the ways to fail.
 """
 
-from aicert.agent.fetch.resolve import MAX_BYTES, SCHEMES, Fetched, fetch, resolve, survey
+from aicert.agent.fetch.resolve import MAX_BYTES, SCHEMES, Fetched, Surveyed, fetch, resolve, survey
 from aicert.agent.fetch.source import InputRequest, RemoteFile, Resolved, Retry
 
 __all__ = [
@@ -15,6 +15,7 @@ __all__ = [
     "RemoteFile",
     "Resolved",
     "Retry",
+    "Surveyed",
     "fetch",
     "resolve",
     "survey",

@@ -32,7 +32,7 @@ from aicert.agent.fetch.errors import (
     secret_values,
 )
 from aicert.agent.fetch.file import FileSource
-from aicert.agent.fetch.source import InputRequest, RemoteFile, Resolved, Retry, Source, need
+from aicert.agent.fetch.source import InputRequest, Kind, RemoteFile, Resolved, Retry, Source, need
 from aicert.agent.fetch.transfer import Partial, Transfer, check_space, place
 from aicert.manifest import MAX_FILES, File, Manifest, ManifestError, check_collisions, check_path
 
@@ -104,6 +104,46 @@ def resolve(
         return source.resolved
 
 
+@dataclass(frozen=True, slots=True)
+class Surveyed:
+    """What was read of an input, all of it or a part; nothing was kept.
+
+    `listing` (SHA-256, hex) is over all that the source lists: parts are of one input only where
+    theirs are equal.
+    """
+
+    uri: str
+    revision: str | None
+    kind: Kind
+    listing: str
+    files: tuple[File, ...]
+
+    @classmethod
+    def merged(cls, parts: "Sequence[Surveyed]") -> "Surveyed":
+        """Return the whole that disjoint parts make: what one survey of all of it would find.
+
+        Raises:
+            ChangedError: the source listed something else meanwhile.
+        """
+        first = parts[0]
+        if any(replace(part, files=()) != replace(first, files=()) for part in parts):
+            raise ChangedError(
+                f"{first.uri} changed while it was read",
+                advice="try again; or name a revision, where the source has them",
+            )
+        return replace(first, files=tuple(file for part in parts for file in part.files))
+
+    @property
+    def manifest(self) -> Manifest:
+        """The manifest of the files that were read."""
+        return Manifest.of(list(self.files))
+
+    @property
+    def sha256(self) -> str:
+        """What a spec may expect of it: the file's SHA-256, or the OMS v1 root of the tree."""
+        return self.files[0].sha256 if self.kind == "file" else self.manifest.root
+
+
 def survey(
     request: InputRequest,
     *,
@@ -112,11 +152,14 @@ def survey(
     jobs: int = 4,
     max_files: int = MAX_FILES,
     retry: Retry | None = None,
-) -> Manifest:
-    """Read an input through and return its manifest; nothing is kept.
+    part: int = 0,
+    parts: int = 1,
+) -> Surveyed:
+    """Read an input through, or one of its `parts`, and return what it holds; nothing is kept.
 
-    For sources that name no revision, where only the content tells whether it is still the same.
-    The arguments are those of `resolve`; `jobs` files are read at a time.
+    For sources that name no revision, where only the content tells whether it is still the same;
+    and to know a digest before a run. The arguments are those of `resolve`; `jobs` files are read
+    at a time. Parts are whole files, dealt out by size.
 
     Raises:
         FetchError: (a subclass) the input cannot be had.
@@ -135,12 +178,15 @@ def survey(
         source = _open(request, base, secrets, max_files, again)
         try:
             source.prepare(Path(scratch), MAX_BYTES)
-            _check_names(source.resolved, max_files)
+            found = source.resolved
+            _check_names(found, max_files)
+            files = sorted(found.files, key=lambda file: (-(file.size or 0), file.path))
             with ThreadPoolExecutor(jobs) as pool:
-                files = pool.map(
-                    lambda file: again(lambda: digest(source, file)), source.resolved.files
+                read = pool.map(
+                    lambda file: again(lambda: digest(source, file)), files[part::parts]
                 )
-                return Manifest.of(list(files))
+                listing = _identity(found, found.files)
+                return Surveyed(found.uri, found.revision, found.kind, listing, tuple(read))
         finally:
             source.close()
 
