@@ -15,6 +15,7 @@ from tests.support.elsewhere import elsewhere
 from tests.support.installation import Installation, installed, run_id
 from tests.support.pipeline import (
     CERTIFY,
+    ROOT,
     Process,
     assert_gone,
     await_true,
@@ -258,8 +259,9 @@ def test_the_reaper_knows_the_runs_of_every_deployment(
                 path, {"state": pending, "parameters": dict.fromkeys(needed, "/nowhere")}
             )["id"]
         )
-    assert len(runs) == 7
-    assert reap(installation, state, pending_minutes=0) == "7 things put right"
+    known = (ROOT / "prefect.yaml").read_text().count("entrypoint: ")
+    assert len(runs) == known > 0
+    assert reap(installation, state, pending_minutes=0) == f"{known} things put right"
     for run in runs:
         assert installation.state(run)["type"] == "SCHEDULED"
         installation.api(f"flow_runs/{run}", method="DELETE")

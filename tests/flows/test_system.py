@@ -242,7 +242,7 @@ def test_a_schedule_trains_once_and_then_says_that_nothing_has_changed(
         return [run["state"]["message"] for run in installation.api("flow_runs/filter", query)]
 
     try:
-        await_true(lambda: bool(ended("Unchanged")), 120, "a run finds nothing changed")
+        await_true(lambda: bool(ended("Unchanged")), 240, "a run finds nothing changed")
     finally:
         installation.api(f"{schedules}/{schedule['id']}", method="DELETE")
     (digest,) = published(tmp_path / "s")

@@ -143,7 +143,10 @@ class Installation:
         return self.command(BIN / "prefect", *arguments, check=check)
 
     def api(self, path: str, body: object = None, method: str | None = None) -> Any:
-        """Ask the server; again where SQLite is busy, as Prefect's own client does."""
+        """Ask the server; again where SQLite is busy, as Prefect's own client does.
+
+        A busy machine may keep an answer for a minute: tests that hold the time do so themselves.
+        """
         request = urllib.request.Request(
             f"{self.url}/api/{path}",
             None if body is None else json.dumps(body).encode(),
@@ -152,7 +155,7 @@ class Installation:
         )
         for patience in (0.2, 0.4, 0.8, 1.6, 3.2, None):
             try:
-                with urllib.request.urlopen(request, timeout=30) as response:
+                with urllib.request.urlopen(request, timeout=120) as response:
                     text = response.read()
                 break
             except urllib.error.HTTPError as error:
