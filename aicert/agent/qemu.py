@@ -45,6 +45,10 @@ OWN_VARIABLES = "variables.fd"
 CPU = "Nehalem"
 """Fixed: the firmware measures it, and in emulation newer ones calculate wrongly (QEMU 7.2)."""
 
+EMULATION = "tcg,thread=single"
+"""One thread for all processors. With a thread for each, a kernel that patches its own code while
+another processor runs it dies of that now and then (QEMU 7.2), at boot or during a training."""
+
 AGENT_PORT = 8443
 PORT_FILE = "port"
 CONSOLE = "console.log"
@@ -159,7 +163,7 @@ def base_command(
     guard = ["-global", "driver=cfi.pflash01,property=secure,value=on"] if secure else []
     return [
         PROGRAM,
-        "-accel", "tcg,thread=multi" if accelerator == "tcg" else "kvm",
+        "-accel", EMULATION if accelerator == "tcg" else "kvm",
         # The guest's memory, where the secrets are, is left out of a core dump of QEMU's.
         "-machine", f"q35,smm={'on' if secure else 'off'},dump-guest-core=off", *guard,
         "-cpu", CPU, "-smp", str(shape.cpus), "-m", str(shape.memory),
