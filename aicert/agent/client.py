@@ -16,6 +16,9 @@ from aicert.agent.ca import Identity
 from aicert.agent.channel import NONCE_BYTES, Attestation, Remote
 from aicert.errors import Error
 
+CONNECT_SECONDS = 30.0
+"""How long a connection and its handshake may take: an emulated machine on a busy host is slow."""
+
 SILENCE_SECONDS = 60.0
 """How long a step may say nothing, not even a ping, before the agent counts as lost."""
 
@@ -64,7 +67,7 @@ class AgentClient:
 
     def __init__(self, place: Path | Remote) -> None:
         """Talk to the agent that listens on a Unix socket, or at the end of a channel."""
-        timeout = httpx.Timeout(SILENCE_SECONDS, connect=5.0)
+        timeout = httpx.Timeout(SILENCE_SECONDS, connect=CONNECT_SECONDS)
         if isinstance(place, Remote):
             self._http = httpx.Client(
                 base_url=f"https://{place.host}:{place.port}/v1",

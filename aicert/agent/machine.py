@@ -34,7 +34,7 @@ from aicert.agent.processes import await_end
 from aicert.errors import Error
 from aicert.reader import Reader
 
-START_SECONDS = 30.0
+START_SECONDS = 120.0
 BOOT_SECONDS = 600.0
 """How long a virtual machine may take until its agent answers; in emulation it takes a minute."""
 

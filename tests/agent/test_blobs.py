@@ -141,7 +141,7 @@ def test_large_weights_go_up_in_blocks_several_at_a_time_and_come_back_whole(
 ) -> None:
     from azure.storage.blob import BlobClient
 
-    lock, meet = threading.Lock(), threading.Barrier(2, timeout=60)
+    lock, meet = threading.Lock(), threading.Barrier(2, timeout=240)
     sent: list[tuple[str, int]] = []
     stage = BlobClient.stage_block
 
@@ -197,7 +197,7 @@ def test_blocks_of_two_uploads_to_one_name_do_not_mix(box: Box, small_blocks: No
 
 def test_a_name_is_taken_by_the_first_alone_however_many_try(box: Box) -> None:
     contents = [Content.of(bytes([number]) * 100) for number in range(16)]
-    start = threading.Barrier(len(contents), timeout=60)
+    start = threading.Barrier(len(contents), timeout=240)
 
     def work(content: Content) -> None:
         backend = Blobs(box.url, {"account_key": box.key})

@@ -36,6 +36,7 @@ from aicert.trust import TrustStore
 from aicert.verify import Assurance, verify
 from examples.images import tiny
 from tests.agent.test_run import RUN, spec
+from tests.support.ports import free_port
 from tests.support.tpm import Factory
 
 NONCE = bytes(range(32))
@@ -67,11 +68,6 @@ class Far:
         return tpm2.parse_public(identity.ak_public)
 
 
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        return int(server.getsockname()[1])
-
-
 @pytest.fixture
 def far(factory: Factory, short_tmp: Path) -> Iterator[Far]:
     port = free_port()
@@ -82,7 +78,7 @@ def far(factory: Factory, short_tmp: Path) -> Iterator[Far]:
         ]
     )  # fmt: skip
     try:
-        for _ in range(600):
+        for _ in range(2400):
             with contextlib.suppress(UnreachableError):
                 Remote.find("127.0.0.1", port)
                 break
@@ -91,7 +87,7 @@ def far(factory: Factory, short_tmp: Path) -> Iterator[Far]:
         yield Far(port, factory.ca, process)
     finally:
         process.send_signal(signal.SIGTERM)
-        process.wait(30)
+        process.wait(120)
 
 
 def test_the_tpm_vouches_for_the_channel_before_anything_is_sent(far: Far) -> None:

@@ -85,7 +85,7 @@ def test_the_container_of_an_agent_that_was_killed_is_cleared_away_with_its_fold
 
     with pytest.raises(LostAgentError):
         perform(handle, tmp_path, "echo begun; sleep 600", kill)
-    await_true(lambda: not machine._held(handle.directory), 10, "the machine ends")
+    await_true(lambda: not machine._held(handle.directory), 120, "the machine ends")
     assert len(containers()) == 1
     assert machine.sweep(short_tmp) == [handle.id]
     assert containers() == []

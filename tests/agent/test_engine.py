@@ -363,13 +363,13 @@ def test_killing_the_namespace_leaves_no_container_and_no_monitor(tmp_path: Path
     try:
         assert child.stdout is not None
         assert child.stdout.readline() == b"ready\n"
-        assert until(lambda: bool(alive("sleep 1000")), 20)
+        assert until(lambda: bool(alive("sleep 1000")), 120)
         assert alive(str(folder))
     finally:
         child.send_signal(signal.SIGKILL)
         child.wait()
         if child.stdout is not None:
             child.stdout.close()
-    assert until(lambda: not alive(str(folder)), 10), alive(str(folder))
+    assert until(lambda: not alive(str(folder)), 120), alive(str(folder))
     shutil.rmtree(folder)  # no mount is left in it either
     shutil.rmtree(engine.runtime_folder(folder / "engine"))

@@ -39,13 +39,13 @@ def test_a_second_machine_waits_until_the_first_has_done_with_the_tpm(
     thread = threading.Thread(target=begin)
     thread.start()
     try:
-        assert waits.wait(20)
+        assert waits.wait(120)
         assert not started.wait(1)
         with machine.attach(first) as client:
             assert client.health()["run"] is None
     finally:
         machine.destroy(first)
-        thread.join(60)
+        thread.join(300)
     assert started.is_set()
 
 

@@ -339,12 +339,12 @@ def test_it_never_outlives_its_owner(state: Path, end: str) -> None:
         owner.stdin.write(b"\n")
         owner.stdin.close()
         assert await_end(pidfd)
-        owner.wait(10)
+        owner.wait(120)
     finally:
         os.close(pidfd)
         os.kill(child, signal.SIGKILL)
         owner.stdout.close()
-        owner.wait(10)
+        owner.wait(120)
     # The next boot finds the TPM in good order.
     with Swtpm(state) as again, Tpm(again.tcti) as tpm:
         tpm2.parse_public(tpm.create_ak().public).require_ak()

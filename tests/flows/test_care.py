@@ -252,7 +252,7 @@ def test_what_hangs_ends_so_that_the_next_one_can_begin(prefect_server: str) -> 
         cwd=ROOT,
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=300,
     )
     assert done.stdout == "FAILED TimedOut\n", done.stderr
 

@@ -68,7 +68,7 @@ def ended() -> Iterator[list[subprocess.Popen[str]]]:
 
 def test_a_run_prints_where_the_certificate_is(image: str, state: Path, tmp_path: Path) -> None:
     process = start(write_spec(tmp_path, image=image), state)
-    out, err = process.communicate(timeout=120)
+    out, err = process.communicate(timeout=300)
     assert process.returncode == 0, err
     (digest,) = published(state / "store")
     assert out.startswith("CERTIFIED  tiny  assurance: simulated")
@@ -84,7 +84,7 @@ def test_a_program_gets_json(image: str, state: Path, tmp_path: Path) -> None:
     spec = write_spec(tmp_path, image=image)
     store = tmp_path / "elsewhere"
     process = start(spec, state, as_json=True, store=str(store), weights=False)
-    out, err = process.communicate(timeout=120)
+    out, err = process.communicate(timeout=300)
     assert process.returncode == 0, err
     result = json.loads(out)
     assert result["verdict"] == "certified"
@@ -97,7 +97,7 @@ def test_mistakes_in_a_spec_end_it_before_anything_starts(tmp_path: Path) -> Non
     spec = tmp_path / "spec.yaml"
     spec.write_text("name: tiny\nimage: oci:x\ncomand: [a]\n")
     process = start(spec, state)
-    _, err = process.communicate(timeout=60)
+    _, err = process.communicate(timeout=300)
     assert process.returncode == 1
     assert f"{spec}:3:1" in err
     assert not state.exists()
@@ -108,7 +108,7 @@ def test_a_failed_run_says_why_and_ends_with_status_1(
 ) -> None:
     spec = write_spec(tmp_path, "echo nan >&2; exit 3", image=image)
     process = start(spec, state, as_json=True, store=str(tmp_path / "store"))
-    out, _ = process.communicate(timeout=120)
+    out, _ = process.communicate(timeout=300)
     assert process.returncode == 1
     assert json.loads(out)["error"]["code"] == "training.exit"
     assert published(tmp_path / "store") == ()

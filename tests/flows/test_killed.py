@@ -67,7 +67,7 @@ def test_a_killed_flow_leaves_nothing_and_the_next_one_works(
         assert_had(family, "aicert.agent", "swtpm", *(["sleep"] if moment == "training" else []))
     assert_gone(family)
     # What was being started at that very moment.
-    await_true(lambda: not mentioning(state), 10, "processes of the machine end")
+    await_true(lambda: not mentioning(state), 120, "processes of the machine end")
 
     before = published(store)
     # Only the last step comes after the certificate: until then there is none.

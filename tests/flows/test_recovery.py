@@ -73,7 +73,7 @@ def reported(installation: Installation, run: str) -> None:
     line = "Check whether the flow run exceeded its memory allocation."
     await_true(
         lambda: any(said.startswith(line) for said in installation.lines(run)),
-        60,
+        240,
         f"the worker is done with {run}",
     )
     installation.await_state(run, "CRASHED")
@@ -115,7 +115,7 @@ def slots(installation: Installation) -> int:
 
 def certified(installation: Installation, run: str, store: Path) -> str:
     """Wait until a run is certified, once; return the certificate's digest."""
-    state = installation.await_state(run, "COMPLETED", "FAILED", seconds=120)
+    state = installation.await_state(run, "COMPLETED", "FAILED", seconds=300)
     assert state["type"] == "COMPLETED", state["message"]
     (digest,) = published(store)
     assert digest in state["message"]
@@ -154,7 +154,7 @@ def test_a_retry_goes_on_where_the_killed_run_stood(
     assert run_in(tmp_path / "s", digest) == measured
     said_so = f"going on with run {measured}"
     await_true(
-        lambda: any(line.startswith(said_so) for line in installation.lines(run)), 30, said_so
+        lambda: any(line.startswith(said_so) for line in installation.lines(run)), 240, said_so
     )
     assert_gone([agent])
     assert machines(state) == []
@@ -182,7 +182,7 @@ def test_a_retry_trains_nothing_where_the_killed_run_had_published(
     flow = installation.flow_process()
     made = {"flow_run_id": {"any_": [run]}, "key": {"any_": ["aicert-tiny-publish"]}}
     await_true(
-        lambda: bool(installation.api("artifacts/filter", {"artifacts": made})), 60, "it publishes"
+        lambda: bool(installation.api("artifacts/filter", {"artifacts": made})), 240, "it publishes"
     )
     kill(flow)
     (digest,) = published(tmp_path / "s")
@@ -191,7 +191,7 @@ def test_a_retry_trains_nothing_where_the_killed_run_had_published(
     assert certified(installation, run, tmp_path / "s") == digest
     wanted = {"flow_runs": {"id": {"any_": [run]}}, "task_runs": {"name": {"any_": ["train"]}}}
     assert len(installation.api("task_runs/filter", wanted)) == 1
-    await_true(lambda: machines(state) == [], 30, "the dead machine's folder is swept")
+    await_true(lambda: machines(state) == [], 240, "the dead machine's folder is swept")
 
 
 def test_a_run_whose_process_and_worker_die_is_noticed_and_the_reaper_ends_its_machine(
@@ -204,7 +204,7 @@ def test_a_run_whose_process_and_worker_die_is_noticed_and_the_reaper_ends_its_m
     kill(flow)
     agent = agent_of(family)
     # Nobody is left who could report it: the server misses the heartbeat.
-    ended = installation.await_state(run, "CRASHED", seconds=150)
+    ended = installation.await_state(run, "CRASHED", seconds=300)
     assert "no heartbeat" in ended["message"]
     assert agent.lives  # for a retry
     installation.start_worker()
@@ -216,7 +216,7 @@ def test_a_run_whose_process_and_worker_die_is_noticed_and_the_reaper_ends_its_m
     assert reap(installation, state) == "1 thing put right"
     assert_gone([agent])
     assert machines(state) == [] and published(tmp_path / "s") == ()
-    await_true(lambda: slots(installation) == 0, 120, "a killed run's slot is free again")
+    await_true(lambda: slots(installation) == 0, 240, "a killed run's slot is free again")
 
 
 # -- the worker ----------------------------------------------------------------------------------
@@ -228,7 +228,7 @@ def test_a_run_survives_its_worker(
     run = begin(installation, tmp_path, state, image, 4)
     installation.kill("worker")
     certified(installation, run, tmp_path / "s")
-    await_true(lambda: machines(state) == [], 30, "the machine is gone")
+    await_true(lambda: machines(state) == [], 240, "the machine is gone")
 
 
 def test_a_run_that_a_dead_worker_had_taken_is_begun_by_another(
@@ -307,7 +307,7 @@ def test_a_run_goes_on_while_the_server_is_dead(
     installation.start_server()
     certified(installation, run, tmp_path / "s")
     assert machines(state) == []
-    await_true(lambda: slots(installation) <= before, 30, "the run's slot is free again")
+    await_true(lambda: slots(installation) <= before, 240, "the run's slot is free again")
     # The worker waits longer and longer before it asks again; the next test's does not.
     installation.kill("worker")
 
@@ -344,7 +344,7 @@ def test_workers_on_two_hosts_share_the_runs_and_train_on_while_a_network_is_cut
             lines = [line for run in runs for line in installation.lines(run)]
             workers = {line.split("'")[1] for line in lines if line.startswith("Worker ")}
             assert workers == {"one", "other"}
-            await_true(lambda: machines(state) == [], 30, "the machines are gone")
+            await_true(lambda: machines(state) == [], 240, "the machines are gone")
         finally:
             for name in ("one", "other"):
                 installation.kill(name)

@@ -194,8 +194,8 @@ def test_a_cancelled_run_ends_container_and_machine_within_ten_seconds(
     family = installation.family()
     assert any("swtpm" in member.command for member in family)
     installation.prefect("flow-run", "cancel", run)
-    assert_gone(family, 30)
-    await_true(lambda: not mentioning(state), 30, "the machine ends")
+    assert_gone(family)
+    await_true(lambda: not mentioning(state), 240, "the machine ends")
     assert installation.since(run, "CANCELLING") < 10
     installation.await_state(run, "CANCELLED")
     assert machines(state) == []
@@ -215,7 +215,7 @@ def test_a_killed_run_is_reported_and_swept(
     assert_gone([m for m in family if m == flow or str(state) in m.command])
     installation.await_state(run, "CRASHED")
     # The hook that Prefect calls for a crashed run removes the folder.
-    await_true(lambda: machines(state) == [], 30, "the folder is swept")
+    await_true(lambda: machines(state) == [], 240, "the folder is swept")
     assert published(tmp_path / "s") == ()
 
 

@@ -6,7 +6,6 @@ process on loopback that runs the agent as the image does.
 
 import json
 import signal
-import socket
 import subprocess
 import sys
 import threading
@@ -40,6 +39,7 @@ from tests.support.arm import (
 )
 from tests.support.forger import Authority
 from tests.support.nv import define_nv, make_persistent
+from tests.support.ports import free_port
 from tests.support.snp import Amd
 from tests.support.tpm import Factory, relay
 
@@ -198,11 +198,9 @@ def made_up_cloud(folder: Path) -> Iterator[tuple[Arm, Cloud]]:
     now = datetime.now(UTC)
     authority = Authority(now - timedelta(days=30), now + timedelta(days=300), "Azure")
     files = tls.loopback(folder)
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        port = int(probe.getsockname()[1])
     arm = Arm(files)
     arm.permissions = least_rights()
-    cloud = Cloud(Factory(folder / "factory"), authority, files, folder, port)
+    cloud = Cloud(Factory(folder / "factory"), authority, files, folder, free_port())
     arm.address = "127.0.0.1"
     arm.on_made, arm.on_deleted = cloud.boot, cloud.end
     with pytest.MonkeyPatch.context() as patch:

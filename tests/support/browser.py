@@ -42,7 +42,7 @@ class Browser:
         """Return what can be read."""
         return str(self.driver.find_element(By.TAG_NAME, "body").text)
 
-    def await_text(self, *texts: str, seconds: float = 60) -> str:
+    def await_text(self, *texts: str, seconds: float = 240) -> str:
         """Wait until the page shows all of these; return all that it shows."""
 
         def found() -> str | None:
@@ -95,7 +95,7 @@ class Browser:
             time.sleep(0.2)
         return found
 
-    def await_(self, look: Callable[[], T | None], what: str, seconds: float = 60) -> T:
+    def await_(self, look: Callable[[], T | None], what: str, seconds: float = 240) -> T:
         """Wait until something is so and return it; where it does not, say what the page shows."""
         end = time.monotonic() + seconds
         while True:

@@ -5,7 +5,7 @@ import socket
 import time
 from pathlib import Path
 
-SECONDS = 60.0
+SECONDS = 300.0
 
 
 class Shell:

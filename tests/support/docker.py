@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 UNPACKED = Path(__file__).parents[2] / ".venv" / "docker"
-START_SECONDS = 60
+START_SECONDS = 240
 
 
 @contextmanager

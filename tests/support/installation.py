@@ -5,7 +5,6 @@ import os
 import re
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -20,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.support.pipeline import ROOT, Process, await_true, descendants
+from tests.support.ports import free_port
 
 BIN = Path(sys.executable).parent
 DONE = ("COMPLETED", "FAILED", "CANCELLED", "CRASHED")
@@ -47,7 +47,7 @@ class Installation:
     def start_server(self) -> None:
         """Start the server and wait until it answers."""
         self._start("server", "server", "start", "--host", "127.0.0.1", "--port", str(self.port))
-        await_true(self._answers, 120, "the server answers")
+        await_true(self._answers, 300, "the server answers")
 
     def start_worker(
         self,
@@ -86,7 +86,7 @@ class Installation:
     def _answers(self) -> bool:
         assert self.processes["server"].poll() is None, (self.home / "server.log").read_text()
         try:
-            with urllib.request.urlopen(f"{self.url}/api/health", timeout=2):
+            with urllib.request.urlopen(f"{self.url}/api/health", timeout=10):
                 return True
         except OSError:
             return False
@@ -133,7 +133,7 @@ class Installation:
     def command(self, *words: str | Path, check: bool = True) -> subprocess.CompletedProcess[str]:
         """Run a command in the checkout."""
         done = subprocess.run(
-            words, cwd=ROOT, env=self.environment, capture_output=True, text=True, timeout=180
+            words, cwd=ROOT, env=self.environment, capture_output=True, text=True, timeout=300
         )
         assert not (check and done.returncode), f"{words}\n{done.stdout}\n{done.stderr}"
         return done
@@ -187,7 +187,7 @@ class Installation:
         """Return the state of a run."""
         return dict(self.api(f"flow_runs/{run}")["state"])
 
-    def await_state(self, run: str, *types: str, seconds: float = 60) -> dict[str, Any]:
+    def await_state(self, run: str, *types: str, seconds: float = 240) -> dict[str, Any]:
         """Wait until a run is in a state of one of these types, and return it."""
         await_true(lambda: self.state(run)["type"] in types, seconds, f"{run} is {types}")
         return self.state(run)
@@ -203,7 +203,7 @@ class Installation:
         wanted = {"logs": {"flow_run_id": {"any_": [run]}}, "limit": 200}
         return [found["message"] for found in self.api("logs/filter", wanted)]
 
-    def await_line(self, run: str, line: str, seconds: float = 60) -> None:
+    def await_line(self, run: str, line: str, seconds: float = 240) -> None:
         """Wait until a line is in the log of a run."""
         await_true(lambda: line in self.lines(run), seconds, f"the log of {run} says {line!r}")
 
@@ -223,13 +223,6 @@ def run_id(done: subprocess.CompletedProcess[str]) -> str:
     found = re.search(r"UUID: ([0-9a-f-]{36})", done.stdout)
     assert found is not None, done
     return found[1]
-
-
-def free_port() -> int:
-    """Return a port that nobody listens on."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 @contextmanager

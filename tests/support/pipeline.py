@@ -125,7 +125,7 @@ def await_true(condition: Callable[[], bool], seconds: float, what: str) -> None
         time.sleep(0.05)
 
 
-def assert_gone(processes: list[Process], seconds: float = 10.0) -> None:
+def assert_gone(processes: list[Process], seconds: float = 120.0) -> None:
     """Wait until none of the processes lives."""
     deadline = time.monotonic() + seconds
     while living := [process for process in processes if process.lives]:

@@ -146,6 +146,6 @@ class Tap:
 
 def run_tool(*command: str, cwd: Path | None = None) -> str:
     """Run another program, which must succeed; return what it says."""
-    done = subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=60)
+    done = subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, f"{command}: {done.stdout}{done.stderr}"
     return done.stdout

@@ -29,7 +29,7 @@ class Counting(Source):
             self.now += 1
             self.most = max(self.most, self.now)
         try:
-            self.together.wait(20)
+            self.together.wait(240)
             yield bytes(end - start)
         finally:
             with self.lock:

@@ -263,7 +263,7 @@ class TestResume:
 
     def test_four_ranges_are_under_way_at_once(self, web: Web, bring: Bring) -> None:
         page = web.pages["/data.bin"] = Page(self.DATA)
-        together = threading.Barrier(4, timeout=30)
+        together = threading.Barrier(4, timeout=240)
 
         def meet(handler: Handler) -> bool:
             together.wait()
