@@ -326,12 +326,20 @@ def export(
 @click.option("--json", "as_json", is_flag=True, help="Print the manifest as JSON.")
 def hash_command(folder: Path, as_json: bool) -> None:
     """Print the digest of a file, or the root digest of a FOLDER, as a spec expects it."""
-    from aicert import canonical, manifest
+    from aicert import manifest
 
     try:
-        if folder.is_dir():
-            tree = manifest.scan(folder)
-            click.echo(canonical.dumps(tree.to_json()) if as_json else tree.root)
+        if folder.is_dir() and as_json:
+            import shutil
+            import tempfile
+
+            with tempfile.TemporaryFile() as kept:  # nothing is printed of a tree that is refused
+                manifest.summarise(folder, kept)
+                kept.seek(0)
+                shutil.copyfileobj(kept, sys.stdout.buffer)
+            click.echo()
+        elif folder.is_dir():
+            click.echo(manifest.summarise(folder).root)
         else:
             click.echo(manifest.hash_file(folder)[1])
     except Error as error:

@@ -47,6 +47,8 @@ from aicert.words import count
 REQUIRED_PCRS = frozenset(range(16))
 """The PCRs that both quotes must cover: all that cannot be reset while the machine runs."""
 
+_SHOWN = 5
+
 
 class VerifyError(Error):
     """The certificate does not prove what it says."""
@@ -473,23 +475,28 @@ def check_files(
             "the model's folder is not there", got=folder, advice="pass the folder, not a file"
         )
     want = {file.path: file for file in certified.files}
-    have = {path: size for path, size in manifest.walk(folder) if path not in ignore}
-    manifest.check_collisions(sorted(have))
+    have: dict[str, int] = {}
+    extra, some_extra = 0, []
+    for path, size in manifest.walk(folder, ignore):
+        if path in want:
+            have[path] = size
+        elif (extra := extra + 1) <= _SHOWN:
+            some_extra.append(path)
     if missing := sorted(want.keys() - have.keys()):
         raise MissingFileError(
             f"{count(len(missing), 'certified file')} missing",
-            got=f"not there: {', '.join(missing[:5])}",
+            got=f"not there: {', '.join(missing[:_SHOWN])}",
             expected=count(len(want), "file"),
             advice="download the whole model; every certified file must be there",
         )
-    if extra := sorted(have.keys() - want.keys()):
+    if extra:
         raise ExtraFileError(
-            f"{count(len(extra), 'file')} that the certificate does not name",
-            got=", ".join(extra[:5]),
+            f"{count(extra, 'file')} that the certificate does not name",
+            got=", ".join(some_extra),
             expected=f"{count(len(want), 'certified file')} and no other",
             advice="move them out of the folder, or name them with --ignore if they are harmless",
         )
-    for path, size in sorted(have.items()):
+    for path, size in have.items():
         if size != want[path].size:
             raise AlteredFileError(
                 f"{path} has another size",
@@ -497,7 +504,7 @@ def check_files(
                 expected=f"{want[path].size} bytes",
                 advice="download the file again; do not load it",
             )
-    hashed = manifest.hash_files(folder, sorted(have.items()))
+    hashed = manifest.hash_files(folder, list(have.items()))
     for got, expected in zip(hashed.files, certified.files, strict=True):
         if got != expected:
             raise AlteredFileError(

@@ -31,8 +31,8 @@ MIDDLE = 80 << 10
 OURS = """
 import sys
 from pathlib import Path
-from aicert.manifest import scan
-print(scan(Path(sys.argv[1])).digest)
+from aicert.manifest import summarise
+print(summarise(Path(sys.argv[1])).digest)
 """
 LOOP = """
 import hashlib, os, sys

@@ -176,6 +176,11 @@ def test_hash_prints_what_a_spec_expects(tmp_path: Path) -> None:
     assert aicert("hash", str(tmp_path / "a")).stdout.strip() == digest
     root = hashlib.sha256(bytes.fromhex(digest)).hexdigest()
     assert aicert("hash", str(tmp_path)).stdout.strip() == root
+    listed = {"files": [{"path": "a", "sha256": digest, "size": 1}], "version": 1}
+    assert json.loads(aicert("hash", str(tmp_path), "--json").stdout) == listed
+    (tmp_path / "b").symlink_to("a")
+    refused = aicert("hash", str(tmp_path), "--json")
+    assert refused.exit_code == 3 and "manifest.link" in refused.stdout
 
 
 def test_trust_lists_built_in_and_given_roots() -> None:

@@ -13,7 +13,7 @@ import shutil
 import stat
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -25,14 +25,14 @@ from aicert import canonical, dsse, events, log, oms, records, statement, tpm2
 from aicert.agent.asked import NONCE_BYTES, Asked
 from aicert.agent.engine import ContainerSpec, Engine, InputMount
 from aicert.agent.fetch import Fetched, InputRequest, fetch
-from aicert.agent.fetch.file import open_below
 from aicert.agent.oci import OciImage, acquire
 from aicert.agent.spec import Spec
 from aicert.agent.tpm import Ak, Quote, Tpm
 from aicert.certificate import AttestationKey, Certificate, CpuReport
 from aicert.certificate import Quote as QuoteEvidence
 from aicert.errors import Error
-from aicert.manifest import Manifest, scan
+from aicert.hashing import open_below
+from aicert.manifest import File, Manifest, hashed
 
 QUOTED_PCRS = tuple(range(16))
 """Every PCR that nobody can reset; 16 to 23 can be (PC Client Platform TPM Profile, 4.6)."""
@@ -40,6 +40,7 @@ QUOTED_PCRS = tuple(range(16))
 MAX_METRICS_BYTES = 64 << 10
 _PARALLEL_INPUTS = 4
 _PROGRESS_SECONDS = 0.2
+_SHOWN, _UNMATCHED = 10, 20
 _PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 """What an image that sets no PATH gets, as engines have it."""
 
@@ -395,8 +396,8 @@ class Run:
                 }
             )
 
-        tree = scan(self.paths.outputs, progress=progress)
-        chosen, unmatched = select_outputs(tree, spec.outputs)
+        files = hashed(self.paths.outputs, progress=progress)
+        chosen, unmatched = select_outputs(files, spec.outputs)
         self.outputs = chosen
         self._measure(events.Outputs(datetime.now(UTC).replace(microsecond=0), chosen))
         return self._record(
@@ -407,7 +408,7 @@ class Run:
                 "files": [file.to_json() for file in chosen.files[:100]],
                 "count": len(chosen.files),
                 "size": chosen.size,
-                "unmatched": unmatched[:20],
+                "unmatched": unmatched,
             },
         )
 
@@ -578,35 +579,50 @@ def _read_output(folder: Path, name: str, limit: int) -> bytes:
         return stream.read(limit)
 
 
-def select_outputs(tree: Manifest, patterns: tuple[str, ...]) -> tuple[Manifest, list[str]]:
-    """Return the files that match a pattern, and the paths of those that match none.
+def select_outputs(files: Iterable[File], patterns: tuple[str, ...]) -> tuple[Manifest, list[str]]:
+    """Return the files that match a pattern, and the first paths of those that match none.
 
     Patterns are those of `PurePath.match` per component, with `**` for any number of folders.
+
+    Args:
+        files: those that the training wrote, in the order of a manifest.
+        patterns: what the spec names.
 
     Raises:
         OutputsError: a pattern matches nothing, or there are too many files.
     """
     expressions = [compile_pattern(pattern) for pattern in patterns]
-    for pattern, expression in zip(patterns, expressions, strict=True):
-        if not any(expression.fullmatch(file.path) for file in tree.files):
-            have = ", ".join(file.path for file in tree.files[:10]) or "nothing"
-            raise OutputsError(
-                "the training wrote no file that an output pattern names",
-                got=have,
-                expected=pattern,
-                advice="let the training write it below $AICERT_OUTPUTS (/outputs), "
-                "or mend 'outputs' in the spec",
-            )
-    chosen = [f for f in tree.files if any(e.fullmatch(f.path) for e in expressions)]
-    if len(chosen) > events.MAX_OUTPUTS:
+    unused = dict(zip(patterns, expressions, strict=True))
+    chosen: list[File] = []
+    first: list[str] = []
+    others: list[str] = []
+    count = 0
+    for file in files:
+        if len(first) < _SHOWN:
+            first.append(file.path)
+        unused = {p: e for p, e in unused.items() if not e.fullmatch(file.path)}
+        if any(expression.fullmatch(file.path) for expression in expressions):
+            count += 1
+            if count <= events.MAX_OUTPUTS:
+                chosen.append(file)
+        elif len(others) < _UNMATCHED:
+            others.append(file.path)
+    if unused:
+        raise OutputsError(
+            "the training wrote no file that an output pattern names",
+            got=", ".join(first) or "nothing",
+            expected=next(iter(unused)),
+            advice="let the training write it below $AICERT_OUTPUTS (/outputs), "
+            "or mend 'outputs' in the spec",
+        )
+    if count > events.MAX_OUTPUTS:
         raise OutputsError(
             "there are too many outputs",
-            got=len(chosen),
+            got=count,
             expected=f"at most {events.MAX_OUTPUTS}",
             advice="have the training pack them into fewer files, or name fewer in 'outputs'",
         )
-    kept = {file.path for file in chosen}
-    return Manifest.of(chosen), [file.path for file in tree.files if file.path not in kept]
+    return Manifest(tuple(chosen)), others
 
 
 def compile_pattern(pattern: str) -> re.Pattern[str]:

@@ -24,7 +24,7 @@ from aicert.agent.swtpm import Swtpm, manufacture
 from aicert.agent.tpm import Tpm
 from aicert.certificate import Certificate
 from aicert.errors import Error
-from aicert.manifest import File, Manifest
+from aicert.manifest import File
 from aicert.trust import TrustStore
 from aicert.verify import Assurance, Verdict, verify
 from examples.images import tiny
@@ -753,6 +753,6 @@ def test_of_many_messages_the_last_are_kept_and_the_missing_counted(
 
 def test_what_no_pattern_names_is_left_out_and_told() -> None:
     files = [File(name, 0, "00" * 32) for name in ("a.bin", "b.txt")]
-    chosen, left = select_outputs(Manifest.of(files), ("*.bin",))
+    chosen, left = select_outputs(files, ("*.bin",))
     assert [file.path for file in chosen.files] == ["a.bin"]
     assert left == ["b.txt"]
