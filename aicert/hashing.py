@@ -16,7 +16,6 @@ import stat
 import sys
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING
 
@@ -31,6 +30,7 @@ BATCH = 256
 MAX_HELPERS = 3
 """The most helper processes: one that walks and puts in order keeps no more busy."""
 
+Where = str | os.PathLike[str]
 Progress = Callable[[int], None]
 Run = tuple[str, list[str]]
 """A folder, as a path from the root ("" is the root), and names of files in it."""
@@ -90,7 +90,7 @@ class HelperError(ManifestError):
 # -- one file --------------------------------------------------------------------------------------
 
 
-def open_root(directory: Path | str) -> int:
+def open_root(directory: Where) -> int:
     """Open the folder that a tree lies in; itself it may be reached through links.
 
     Raises:
@@ -134,9 +134,7 @@ def open_below(root: int, path: str) -> int:
         os.close(descriptor)
 
 
-def hash_open(
-    descriptor: int, path: Path | str, progress: Progress | None = None
-) -> tuple[int, str]:
+def hash_open(descriptor: int, path: Where, progress: Progress | None = None) -> tuple[int, str]:
     """Hash an open file, and close it; return its size in bytes and its SHA-256 in hex.
 
     Raises:
@@ -172,7 +170,7 @@ def hash_open(
     return size, digest.hexdigest()
 
 
-def _special(path: Path | str) -> LinkError:
+def _special(path: Where) -> LinkError:
     return LinkError("this is not a regular file", got=path)
 
 
@@ -181,11 +179,11 @@ def _written(descriptor: int, before: os.stat_result) -> bool:
     return (after.st_size, after.st_mtime_ns) != (before.st_size, before.st_mtime_ns)
 
 
-def _changed(path: Path | str) -> ChangedError:
+def _changed(path: Where) -> ChangedError:
     return ChangedError("a file changed while it was read", got=path)
 
 
-def _unreadable(path: Path | str, error: OSError, what: str = "file") -> ManifestError:
+def _unreadable(path: Where, error: OSError, what: str = "file") -> ManifestError:
     return ManifestError(f"a {what} cannot be read", got=f"{path}: {error.strerror}")
 
 
@@ -523,11 +521,12 @@ class _Helper:
     def __init__(self, root: int) -> None:
         import socket
         import subprocess
+        from pathlib import Path
 
         self.asked: deque[_Batch] = deque()
         self._channel, other = socket.socketpair()
         self.output = self._channel.fileno()
-        package = Path(__file__).parents[1]
+        package = Path(__file__).resolve().parents[1]
         command = [sys.executable, "-I", "-S", "-B", "-c", _START, package, root, other.fileno()]
         with other:
             try:

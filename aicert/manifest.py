@@ -102,7 +102,11 @@ class Manifest:
     @cached_property
     def summary(self) -> "Summary":
         """Number and size of the files, and both digests."""
-        summing = Summing()
+        return self.write(None)
+
+    def write(self, out: IO[bytes] | None) -> "Summary":
+        """Write the canonical JSON; return the summary."""
+        summing = Summing(out)
         for file in self.files:
             summing.add(file.path, file.size, file.sha256)
         return summing.end()

@@ -15,7 +15,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path, PurePosixPath
 from typing import Any, ClassVar
@@ -24,15 +24,15 @@ import aicert
 from aicert import canonical, dsse, events, log, oms, records, statement, tpm2
 from aicert.agent.asked import NONCE_BYTES, Asked
 from aicert.agent.engine import ContainerSpec, Engine, InputMount
-from aicert.agent.fetch import Fetched, InputRequest, fetch
+from aicert.agent.fetch import Fetched, InputRequest, Resolved, fetch
+from aicert.agent.fetch.file import open_below
 from aicert.agent.oci import OciImage, acquire
 from aicert.agent.spec import Spec
 from aicert.agent.tpm import Ak, Quote, Tpm
 from aicert.certificate import AttestationKey, Certificate, CpuReport
 from aicert.certificate import Quote as QuoteEvidence
 from aicert.errors import Error
-from aicert.hashing import open_below
-from aicert.manifest import File, Manifest, hashed
+from aicert.manifest import File, Manifest, Summary, hashed
 
 QUOTED_PCRS = tuple(range(16))
 """Every PCR that nobody can reset; 16 to 23 can be (PC Client Platform TPM Profile, 4.6)."""
@@ -91,13 +91,18 @@ class Paths:
 
     def __post_init__(self) -> None:
         """Make the folders."""
-        for name in ("inputs", "partial", "image", "engine", "outputs"):
+        for name in ("inputs", "manifests", "partial", "image", "engine", "outputs"):
             (self.root / name).mkdir(mode=0o755, parents=True, exist_ok=True)
 
     @property
     def inputs(self) -> Path:
         """One folder for each input."""
         return self.root / "inputs"
+
+    @property
+    def manifests(self) -> Path:
+        """One file for each input."""
+        return self.root / "manifests"
 
     @property
     def partial(self) -> Path:
@@ -125,6 +130,16 @@ class Paths:
         return self.root / "training.log"
 
 
+@dataclass(frozen=True, slots=True)
+class _Brought:
+    """An input that was fetched; its manifest lies on the disk, as it may name a million files."""
+
+    resolved: Resolved
+    manifest: Summary
+    sha256: str | None
+    records: events.Records | None
+
+
 @dataclass
 class Run:
     """The state of one run and its steps.
@@ -149,7 +164,6 @@ class Run:
     spec: Spec | None = None
     base: Path | None = None
     baseline: Quote | None = None
-    fetched: list[Fetched] = field(default_factory=list)
     image: OciImage | None = None
     engine: Engine | None = None
     outputs: Manifest | None = None
@@ -212,7 +226,7 @@ class Run:
         if self.cancelled.is_set():
             stop.set()  # it was cancelled before there was this one to set
 
-        def one(item: events.SpecInput) -> tuple[Fetched, events.Records | None]:
+        def one(item: events.SpecInput) -> _Brought:
             got = fetch(
                 InputRequest(item.name, item.uri, item.revision, item.sha256),
                 self.paths.inputs / item.name,
@@ -222,7 +236,10 @@ class Run:
                 on_event=emit,
                 cancelled=stop,
             )
-            return got, self._commit(item, got, emit, stop)
+            committed = self._commit(item, got, emit, stop)
+            with self._manifest_file(item.name).open("wb") as out:
+                summary = got.manifest.write(out)
+            return _Brought(replace(got.resolved, files=()), summary, got.sha256, committed)
 
         wanted = self._measured_spec.inputs
         with ThreadPoolExecutor(_PARALLEL_INPUTS) as pool:
@@ -235,9 +252,8 @@ class Run:
                 pool.shutdown(wait=True, cancel_futures=True)
                 failed[0].result()
             brought = [future.result() for future in futures]
-        self.fetched = [got for got, _ in brought]
         # Only now, when every input is whole and right, is anything measured.
-        for item, (got, committed) in zip(wanted, brought, strict=True):
+        for item, got in zip(wanted, brought, strict=True):
             resolved = got.resolved
             self._measure(
                 events.Input(
@@ -246,14 +262,14 @@ class Run:
                     requested=item.uri,
                     revision=resolved.revision,
                     kind=resolved.kind,
-                    files=len(got.manifest.files),
+                    files=got.manifest.files,
                     size=got.manifest.size,
                     root=got.manifest.root,
                     manifest=got.manifest.digest,
                     sha256=got.sha256,
                     git_commit=resolved.git_commit,
                     expected=item.sha256,
-                    records=committed,
+                    records=got.records,
                 )
             )
         inputs = [
@@ -261,12 +277,12 @@ class Run:
                 "name": item.name,
                 "uri": got.resolved.uri,
                 "revision": got.resolved.revision,
-                "files": len(got.manifest.files),
+                "files": got.manifest.files,
                 "size": got.manifest.size,
                 "sha256": got.sha256 or got.manifest.root,
-                "records": None if committed is None else committed.to_json(),
+                "records": None if got.records is None else got.records.to_json(),
             }
-            for item, (got, committed) in zip(wanted, brought, strict=True)
+            for item, got in zip(wanted, brought, strict=True)
         ]
         return self._record("fetch", len(spec.inputs), {"inputs": inputs})
 
@@ -552,15 +568,20 @@ class Run:
             return None, f"{name} {problem}: not recorded"
         return events.Metrics(hashlib.sha256(data).hexdigest(), values), None
 
-    def manifests(self) -> dict[str, bytes]:
-        """Return the manifests that the log names, as canonical JSON: inputs, and outputs."""
-        found = {
-            item.name: canonical.dumps(got.manifest.to_json())
-            for item, got in zip(self._measured_spec.inputs, self.fetched, strict=True)
-        }
-        if self.outputs is not None:
-            found["outputs"] = canonical.dumps(self.outputs.to_json())
-        return found
+    def manifest(self, name: str) -> Path | bytes | None:
+        """Return a manifest that the log names: an input's, or `outputs`; None if it has none.
+
+        It is canonical JSON, in a file or in memory.
+        """
+        if name == "outputs":
+            return None if self.outputs is None else canonical.dumps(self.outputs.to_json())
+        measured = (record.event for record in self.records)
+        if any(isinstance(event, events.Input) and event.name == name for event in measured):
+            return self._manifest_file(name)
+        return None
+
+    def _manifest_file(self, name: str) -> Path:
+        return self.paths.manifests / f"{name}.json"
 
 
 def _read_output(folder: Path, name: str, limit: int) -> bytes:

@@ -372,12 +372,12 @@ class Service:
         return certificate
 
     def open_file(self, run_id: str, kind: str, name: str) -> Path | bytes:
-        """Return a file of the run: bytes, or the path of an output or of the log.
+        """Return a file of the run: bytes, or its path.
 
         Only names that the run's own manifests hold are served.
         """
         run = self._known(run_id)
-        if kind == "manifests" and (found := run.manifests().get(name)) is not None:
+        if kind == "manifests" and (found := run.manifest(name)) is not None:
             return found
         if kind == "logs" and name == "training.log" and run.paths.log.exists():
             return run.paths.log
