@@ -56,6 +56,23 @@ _LOGICAL_INTEGER, _LOGICAL_NULL = 10, 11
 
 Report = Callable[[int], None]
 
+# What is read of the structures of parquet.thrift: for each field its type, which is one of these,
+# another structure, or in a tuple what a list holds.
+Shape = int | dict[int, "Shape"] | tuple["Shape"]
+_BOOL, _BYTE, _I32, _I64, _BYTES = 1, 3, 5, 6, 8
+_ANY: Shape = {}
+_LOGICAL_TYPE: Shape = {**dict.fromkeys(range(1, 19), _ANY), 10: {1: _BYTE, 2: _BOOL}}
+_SCHEMA_ELEMENT: Shape = {
+    1: _I32, 2: _I32, 3: _I32, 4: _BYTES, 5: _I32, 6: _I32, 10: _LOGICAL_TYPE,
+}  # fmt: skip
+_COLUMN_META: Shape = {1: _I32, 3: (_BYTES,), 4: _I32, 5: _I64, 7: _I64, 9: _I64, 11: _I64}
+_ROW_GROUP: Shape = {1: ({1: _BYTES, 3: _COLUMN_META, 8: _ANY},), 3: _I64}
+_FOOTER: dict[int, Shape] = {2: (_SCHEMA_ELEMENT,), 3: _I64, 4: (_ROW_GROUP,), 8: _ANY}
+_PAGE: dict[int, Shape] = {
+    1: _I32, 2: _I32, 3: _I32, 5: dict.fromkeys((1, 2, 3, 4), _I32), 7: {1: _I32},
+    8: {**dict.fromkeys((1, 4, 5, 6), _I32), 7: _BOOL},
+}  # fmt: skip
+
 
 class ParquetError(Error):
     """A file is not Parquet, is damaged, or holds something that is not read."""
@@ -95,7 +112,12 @@ def rows(descriptor: int, report: Report = lambda _: None) -> Iterator[dict[str,
 
 
 class _Thrift:
-    """Reads structures of Thrift's compact protocol as dictionaries by field number."""
+    """Reads structures of Thrift's compact protocol as dictionaries by field number.
+
+    A row must be what the training reads, by whatever library. Those made from parquet.thrift pass
+    over a field whose type is not the one there, let a field that comes again change what came
+    before, and cut a number to its width: where they would do so, the structure is refused.
+    """
 
     def __init__(self, data: bytes) -> None:
         self.data = data
@@ -112,8 +134,10 @@ class _Thrift:
                 return value
         raise ParquetError("a number in a Parquet file is too long")
 
-    def integer(self) -> int:
+    def integer(self, bits: int) -> int:
         value = self.varint()
+        if value >> bits:
+            raise ParquetError("a number in a Parquet file is beyond its type", got=value)
         return value >> 1 ^ -(value & 1)
 
     def octets(self, count: int) -> bytes:
@@ -122,17 +146,23 @@ class _Thrift:
         self.at += count
         return self.data[self.at - count : self.at]
 
-    def structure(self, depth: int = 0) -> dict[int, Any]:
+    def structure(self, shape: dict[int, Shape], depth: int = 0) -> dict[int, Any]:
+        """Read a structure; what stands in it and not in its shape is None."""
         found: dict[int, Any] = {}
         field = 0
         while head := self.octets(1)[0]:
-            field = field + (head >> 4) if head >> 4 else self.integer()
+            field = field + (head >> 4) if head >> 4 else self.integer(16)
+            if field in found or field >> 15 not in (0, -1):
+                raise ParquetError("a structure of a Parquet file has a field twice", got=field)
             kind = head & 15
-            truth = kind in (1, 2)  # it stands in the head itself
-            found[field] = kind == 1 if truth else self.value(kind, depth)
+            wanted = shape.get(field)
+            _check_kind(kind, wanted)
+            # A truth value stands in the head itself.
+            value = kind == 1 if kind in (1, 2) else self.value(kind, wanted, depth)
+            found[field] = None if wanted is None else value
         return found
 
-    def value(self, kind: int, depth: int) -> Any:
+    def value(self, kind: int, shape: Shape | None, depth: int) -> Any:
         self._count += 1
         if self._count > MAX_VALUES:
             raise ParquetError("a structure of a Parquet file is too large", expected=MAX_VALUES)
@@ -143,7 +173,7 @@ class _Thrift:
         if kind == 3:
             return int.from_bytes(self.octets(1), signed=True)
         if kind in (4, 5, 6):
-            return self.integer()
+            return self.integer({4: 16, 5: 32, 6: 64}[kind])
         if kind == 7:
             return struct.unpack("<d", self.octets(8))[0]
         if kind == 8:
@@ -153,12 +183,24 @@ class _Thrift:
             count = head >> 4 if head >> 4 < 15 else self.varint()
             if count > len(self.data) - self.at:  # each takes a byte at least
                 raise ParquetError("a structure of a Parquet file ends too soon")
-            return [self.value(head & 15, depth + 1) for _ in range(count)]
+            inner = shape[0] if isinstance(shape, tuple) else None
+            if count:
+                _check_kind(head & 15, inner)
+            return [self.value(head & 15, inner, depth + 1) for _ in range(count)]
         if kind == 11 and self.varint() == 0:
             return {}
         if kind == 12:
-            return self.structure(depth + 1)
+            return self.structure(shape if isinstance(shape, dict) else {}, depth + 1)
         raise ParquetError("a structure of a Parquet file is not known", got=f"type {kind}")
+
+
+def _check_kind(kind: int, shape: Shape | None) -> None:
+    """Refuse a field of another type than parquet.thrift has it."""
+    wanted = 12 if isinstance(shape, dict) else 9 if isinstance(shape, tuple) else shape
+    if wanted is not None and (1 if kind == 2 else kind) != wanted:
+        raise ParquetError(
+            "a field in a Parquet file is of another type", got=f"type {kind}", expected=wanted
+        )
 
 
 def _list(structure: dict[int, Any], field: int) -> list[dict[int, Any]]:
@@ -189,7 +231,7 @@ def _footer(descriptor: int) -> dict[int, Any]:
         raise ParquetError("the Parquet file has no footer, or an encrypted one")
     if size > min(MAX_FOOTER, length - 12):
         raise ParquetError("the footer of the Parquet file is too long", got=f"{size} bytes")
-    found = _Thrift(_read(descriptor, size, length - 8 - size)).structure()
+    found = _Thrift(_read(descriptor, size, length - 8 - size)).structure(_FOOTER)
     if found.get(8) is not None:
         raise ParquetError("the Parquet file is encrypted")
     return found
@@ -236,13 +278,15 @@ def _node(
         raise ParquetError("the schema of the Parquet file nests too deep")
     name = element[4].decode()
     repetition = element.get(3, _REQUIRED) if depth else _REQUIRED
+    if repetition not in (_REQUIRED, _OPTIONAL, _REPEATED):
+        raise ParquetError("the Parquet file is damaged", got=f"repetition {repetition}")
     path = (*path, name) if depth else ()
     definition += repetition != _REQUIRED
     repeated += repetition == _REPEATED
     made = _Node(name, path, repetition, (definition, repeated), [])
     meaning = _meaning(element)
-    count = element.get(5, 0) or 0
-    if element.get(1) is None:
+    count = element.get(5, 0)
+    if 1 not in element:
         if not 0 <= count <= _MAX_COLUMNS:
             raise ParquetError("the schema of the Parquet file is too large")
         for _ in range(count):
@@ -259,8 +303,10 @@ def _node(
         elif meaning is not None:
             raise _unread(path, "a map, or another kind of group")
     else:
+        if count:  # what some take for a group, others for a column
+            raise ParquetError("a column of the Parquet file has columns below it")
         made.kind = element[1]
-        made.length = element.get(2, 0) or 0
+        made.length = element.get(2, 0)
         made.convert = _conversion(made, meaning)
     return made
 
@@ -268,9 +314,10 @@ def _node(
 def _meaning(element: dict[int, Any]) -> int | None:
     """Return what a field's values mean, as a ConvertedType; -1 where we know of none."""
     logical = element.get(10)
-    if not logical:
-        found = element.get(6)
-        return found if found is None or isinstance(found, int) else -1
+    if logical is None:
+        return element.get(6)
+    if len(logical) != 1:
+        return -1
     (which,) = logical
     if which == _LOGICAL_INTEGER:
         width = logical[which].get(1), logical[which].get(2)
@@ -341,8 +388,10 @@ class _Column:
             raise ParquetError("the columns of the Parquet file are not those of its schema")
         self._descriptor, self._node, self._room = descriptor, node, room
         self._codec, self._left = about[4], about[5]
-        first = about.get(11)
-        self._place = about[9] if first is None or not 0 < first < about[9] else first
+        first = about.get(11, 0)  # of the dictionary; some write zero where there is none
+        if self._left and not 0 <= first <= about[9]:
+            raise ParquetError("a dictionary of the Parquet file does not stand before its column")
+        self._place = first or about[9]
         self._end = self._place + about[7]
         self._dictionary: list[Any] | None = None
 
@@ -426,10 +475,10 @@ class _Column:
         ahead = _read(self._descriptor, min(size, 512), self._place) if size > 0 else b""
         try:
             thrift = _Thrift(ahead)
-            header = thrift.structure()
+            header = thrift.structure(_PAGE)
         except (ParquetError, IndexError):  # with statistics it may be long
             thrift = _Thrift(_read(self._descriptor, max(size, 0), self._place))
-            header = thrift.structure()
+            header = thrift.structure(_PAGE)
         self._place += thrift.at
         packed = header[3]
         if not (0 <= packed <= self._end - self._place and header[2] >= 0):

@@ -189,26 +189,34 @@ def test_what_is_not_parquet_is_refused(data: bytes) -> None:
         rows(data)
 
 
+KINDS = {"t": 1, "f": 2, "i": 5, "q": 6, "b": 8, "l": 9, "s": 12}
+
+
 def thrift(*fields: tuple[int, str, Any]) -> bytes:
-    """A structure of Thrift's compact protocol; kinds: i(nteger), b(ytes), l(ist), s(tructure)."""
+    """A structure of Thrift's compact protocol, of fields with their kinds.
+
+    They are t(rue), f(alse), i(nteger of 32 bits), q (of 64), b(ytes), l(ist), s(tructure).
+    """
     made, last = b"", 0
     for field, kind, value in fields:
-        kinds = {"i": 6, "b": 8, "l": 9, "s": 12}
-        made += bytes([(field - last) << 4 | kinds[kind]])
+        step = field - last
+        made += bytes([(step if 0 < step < 16 else 0) << 4 | KINDS[kind]])
+        made += b"" if 0 < step < 16 else _value("i", field)
         made += _value(kind, value)
         last = field
     return made + b"\0"
 
 
 def _value(kind: str, value: Any) -> bytes:
-    if kind == "i":
+    if kind in "tf":
+        return b""
+    if kind in "iq":
         return varint(value << 1 if value >= 0 else (-value << 1) - 1)
     if kind == "b":
         return varint(len(value)) + bytes(value)
     if kind == "l":
         inner, items = value
-        head = {"i": 6, "b": 8, "s": 12}[inner]
-        return bytes([0xF0 | head]) + varint(len(items)) + b"".join(
+        return bytes([0xF0 | KINDS[inner]]) + varint(len(items)) + b"".join(
             item if inner == "s" else _value(inner, item) for item in items
         )  # fmt: skip
     return bytes(value)
@@ -236,11 +244,11 @@ def file(
     schema = [thrift((4, "b", b"schema"), (5, "i", 1)),
               thrift((1, "i", kind), (3, "i", optional), (4, "b", b"x"), *meaning)]  # fmt: skip
     about = thrift((1, "i", kind), (2, "l", ("i", [0])), (3, "l", ("b", [b"x"])),
-                   (4, "i", codec), (5, "i", count), (6, "i", len(page)),
-                   (7, "i", len(page)), (9, "i", 4))  # fmt: skip
-    chunk = thrift((2, "i", 4), (3, "s", about))
-    group = thrift((1, "l", ("s", [chunk])), (2, "i", len(page)), (3, "i", count))
-    footer = thrift((1, "i", 1), (2, "l", ("s", schema)), (3, "i", count), (4, "l", ("s", [group])))
+                   (4, "i", codec), (5, "q", count), (6, "q", len(page)),
+                   (7, "q", len(page)), (9, "q", 4))  # fmt: skip
+    chunk = thrift((2, "q", 4), (3, "s", about))
+    group = thrift((1, "l", ("s", [chunk])), (2, "q", len(page)), (3, "q", count))
+    footer = thrift((1, "i", 1), (2, "l", ("s", schema)), (3, "q", count), (4, "l", ("s", [group])))
     return b"PAR1" + page + footer + len(footer).to_bytes(4, "little") + b"PAR1"
 
 
@@ -258,7 +266,7 @@ def test_a_small_file_of_our_own_is_read() -> None:
 
 
 def test_many_nulls_take_no_memory() -> None:
-    count = 1 << 40
+    count = (1 << 31) - 1
     levels = varint(count << 1) + b"\0"
     body = len(levels).to_bytes(4, "little") + levels
     with opened(file(page(body, count), count)) as descriptor:
@@ -274,7 +282,7 @@ def test_many_nulls_take_no_memory() -> None:
 @pytest.mark.parametrize("codec", [0, 1, 2])
 def test_a_page_is_not_as_long_as_it_likes(codec: int) -> None:
     bomb = gzip.compress(bytes(1 << 24)) if codec == 2 else varint(1 << 40) + b"\0"
-    for size in (1 << 40, 100):
+    for size in ((1 << 31) - 1, 100):
         tracemalloc.start()
         with pytest.raises(ParquetError):
             rows(file(page(bomb, 3, size=size), 3, codec=codec))
@@ -316,6 +324,80 @@ def test_an_integer_is_what_its_type_allows_or_refused(
             rows(data)
     else:
         assert rows(data) == [{"x": row}]
+
+
+# -- what two readers would read differently -------------------------------------------------------
+
+COLUMN = [(1, "i", 2), (2, "l", ("i", [0])), (3, "l", ("b", [b"x"])), (4, "i", 0), (5, "q", 1),
+          (6, "q", 0), (7, "q", 0), (9, "q", 4)]  # fmt: skip
+
+
+def other(
+    element: list[tuple[int, str, Any]] | None = None,
+    column: list[tuple[int, str, Any]] | None = None,
+    extra: list[bytes] | None = None,
+    pages: bytes | None = None,
+    footer: list[tuple[int, str, Any]] | None = None,
+) -> bytes:
+    """A file of one column `x` of 64 bits and one row, 7, in which some fields are others."""
+    pages = page((7).to_bytes(8, "little"), 1) if pages is None else pages
+    named = [(1, "i", 2), (3, "i", 0), (4, "b", b"x")] if element is None else element
+    schema = [thrift((4, "b", b"schema"), (5, "i", 1)), thrift(*named), *(extra or [])]
+    about = [(f, k, len(pages) if f in (6, 7) else v) for f, k, v in column or COLUMN]
+    chunk = thrift((2, "q", 4), (3, "s", thrift(*about)))
+    group = thrift((1, "l", ("s", [chunk])), (2, "q", len(pages)), (3, "q", 1))
+    made = thrift((1, "i", 1), (2, "l", ("s", schema)), (3, "q", 1), (4, "l", ("s", [group])),
+                  *(footer or []))  # fmt: skip
+    return b"PAR1" + pages + made + len(made).to_bytes(4, "little") + b"PAR1"
+
+
+def header(*about: tuple[int, str, Any]) -> bytes:
+    """A page of the second version, its value neither packed nor seen to be so by all."""
+    made = thrift(*about)
+    return thrift((1, "i", 3), (2, "i", 8), (3, "i", 8), (8, "s", made)) + bytes(8)
+
+
+V2 = [(1, "i", 1), (2, "i", 0), (3, "i", 1), (4, "i", 0), (5, "i", 0), (6, "i", 0)]
+X = [(1, "i", 2), (3, "i", 0), (4, "b", b"x")]
+
+TWO_WAYS = {
+    # Libraries made from parquet.thrift pass over a field of another type, as if it were not there.
+    "the dictionary's place, of 32 bits": other(column=[*COLUMN, (11, "i", 4)]),
+    "what a value means, of 64 bits": other([*X, (6, "q", 14)]),
+    "whether it is packed, a number": other(pages=header(*V2, (7, "i", 0))),
+    "the size of a page, of 64 bits": other(pages=header((1, "q", 1), *V2[1:], (7, "f", None))),
+    "the schema, a list of numbers": other(footer=[(2, "l", ("i", [1, 2]))]),
+    # They read a second one into the first: what it leaves out stays.
+    "a column's place twice": other(column=[*COLUMN, (9, "q", 4)]),
+    "whether it is packed, twice": other(pages=header(*V2, (7, "t", None), (7, "f", None))),
+    "a second list of row groups": other(footer=[(4, "l", ("s", []))]),
+    # They cut a number, and a field's, to its width.
+    "a type of more bits": other([(1, "i", 2 + (1 << 32)), *X[1:]]),
+    "a field's number of more bits": other(column=[*COLUMN, (11 + (1 << 16), "q", 4)]),
+    # Some take what has columns below it for a group, and some what has a type for a column.
+    "a column that is a group": other([(1, "i", 2), (3, "i", 0), (4, "b", b"x"), (5, "i", 1)]),
+    "a repetition that is none": other([(1, "i", 2), (3, "i", 3), (4, "b", b"x")]),
+    # Some begin at the dictionary's place wherever that is, some where the values are.
+    "a dictionary after its values": other(column=[*COLUMN, (11, "q", 5)]),
+    "a dictionary before the file": other(column=[*COLUMN, (11, "q", -4)]),
+    "a meaning of two kinds": other([*X, (10, "s", thrift((1, "s", b"\0"), (4, "s", b"\0")))]),
+    "a meaning of no kind": other([*X, (10, "s", b"\0")]),
+    "a meaning that is not known": other([*X, (10, "s", thrift((40, "s", b"\0")))]),
+}
+
+
+def test_a_file_that_all_read_alike_is_read() -> None:
+    assert rows(other()) == [{"x": 7}]
+    assert rows(other(column=[*COLUMN, (11, "q", 4)])) == [{"x": 7}]
+    assert rows(other([*X, (6, "i", 18), (9, "i", 3)], footer=[(7, "l", ("s", []))])) == [{"x": 7}]
+    assert rows(other(pages=header(*V2, (7, "f", None)))) == [{"x": 0}]
+
+
+@pytest.mark.parametrize("name", TWO_WAYS)
+def test_what_readers_would_take_in_two_ways_is_refused(name: str) -> None:
+    """Else a proof that a record is not there would say nothing of what the training read."""
+    with pytest.raises(ParquetError):
+        rows(TWO_WAYS[name])
 
 
 def test_structures_do_not_nest_for_ever() -> None:
