@@ -420,12 +420,14 @@ def _signer(response: "TimeStampResponse", authorities: Sequence[Authority]) -> 
 
 def _check_strength(certificate: x509.Certificate) -> None:
     key, algorithm = certificate.public_key(), certificate.signature_hash_algorithm
-    weak_key = isinstance(key, rsa.RSAPublicKey) and key.key_size < 2048
+    weak_key = isinstance(key, rsa.RSAPublicKey) and (
+        key.key_size < 2048 or key.public_numbers().e < 65537
+    )
     if weak_key or not isinstance(key, rsa.RSAPublicKey | ec.EllipticCurvePublicKey):
         raise TimestampFormatError(
             "a key in the timestamp is too weak",
             got=f"{_subject(certificate)}: {getattr(key, 'key_size', 'of another kind')} bits",
-            expected="RSA with at least 2048 bits, or ECDSA",
+            expected="RSA with at least 2048 bits and an exponent of at least 65537, or ECDSA",
         )
     if algorithm is None or algorithm.name not in _HASH_NAMES:
         raise TimestampFormatError(

@@ -25,6 +25,7 @@ _UNSAFE = re.compile(r"[\x00-\x20\x7f-\xa0\\]")
 _WILDCARD = re.compile(r"(\*+)")
 _HOST_PORT = re.compile(r"(\[.*\]|[^:]*):?(.*)", re.DOTALL)  # RFC 3986, 3.2.2: [::1]:443
 _SLASHES = re.compile(r"[/\\]+")
+_MAX_LABEL = 63
 _ROUNDS = 8
 
 
@@ -128,7 +129,15 @@ def _host(scheme: str, host: str) -> str:
     found = _HOST_PORT.fullmatch(name.replace("\u3002", "."))
     assert found is not None  # anything matches
     port = found[2].lstrip("0")
-    return found[1].rstrip(".") + (f":{port}" if port and f":{port}" != _PORTS[scheme] else "")
+    labels = ".".join(map(_label, found[1].rstrip(".").split(".")))
+    return labels + (f":{port}" if port and f":{port}" != _PORTS[scheme] else "")
+
+
+def _label(label: str) -> str:
+    """Return one part of a host's name as it is asked for (RFC 5890, 2.3.2.1): in ASCII."""
+    if label.isascii() or len(label) > _MAX_LABEL:  # a longer one is no name, and takes long
+        return label
+    return f"xn--{label.encode('punycode').decode('ascii')}"
 
 
 def _decoded(text: str) -> str:

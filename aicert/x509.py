@@ -315,8 +315,10 @@ def _check_strength(certificate: x509.Certificate, index: int) -> None:
     """
     key = certificate.public_key()
     if isinstance(key, rsa.RSAPublicKey):
-        strong = key.key_size >= 2048
-        got = f"RSA with {key.key_size} bits"
+        exponent = key.public_numbers().e
+        # Signatures by a key with a small one were forged wherever padding was read loosely.
+        strong = key.key_size >= 2048 and exponent >= 65537
+        got = f"RSA with {key.key_size} bits and the exponent {exponent}"
     elif isinstance(key, ec.EllipticCurvePublicKey):
         strong = key.curve.name in _CURVES
         got = f"curve {key.curve.name}"
@@ -326,7 +328,8 @@ def _check_strength(certificate: x509.Certificate, index: int) -> None:
         raise WeakError(
             f"the key of certificate {index} is not accepted",
             got=got,
-            expected="RSA with at least 2048 bits, or P-256, P-384, P-521",
+            expected="RSA with at least 2048 bits and an exponent of at least 65537, or P-256, "
+            "P-384, P-521",
         )
     algorithm = certificate.signature_hash_algorithm
     if algorithm is None or algorithm.name not in _HASHES:

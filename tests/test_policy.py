@@ -441,8 +441,23 @@ def test_patterns_mean_what_they_say(pattern: str, uri: str, allowed: bool) -> N
     assert uri_pattern.parse(pattern).allows(uri) is allowed
 
 
+@pytest.mark.parametrize(
+    "host", ["bücher", "BÜCHER", "bu\u0308cher", "xn--bcher-kva", "XN--BCHER-KVA"]
+)
+@pytest.mark.parametrize(
+    "pattern", ["https://bücher.example/**", "https://xn--bcher-kva.example/**"]
+)
+def test_a_host_is_forbidden_in_letters_and_in_ascii(host: str, pattern: str) -> None:
+    assert uri_pattern.parse(pattern).forbids(f"https://{host}.example:443/x")
+    assert not uri_pattern.parse(pattern).forbids("https://bucher.example/x")
+    # Allowed is only what reads so in every form, as for a user's name.
+    assert not uri_pattern.parse("https://bucher.example/**").allows(f"https://{host}.example/x")
+
+
 def test_no_pattern_takes_long() -> None:
     """A backtracking matcher would need years for these."""
+    long = "".join(map(chr, range(0x4E00, 0x4E00 + 4000)))
+    assert not uri_pattern.parse("https://h/**").forbids(f"https://{long}/x")
     for pattern in ("https://h/" + "**a" * 300, "https://h/" + "*a" * 500):
         assert not uri_pattern.parse(pattern).allows("https://h/" + "a" * 2000 + "b")
 

@@ -226,8 +226,9 @@ def test_hashes_that_are_broken_are_refused_wherever_they_stand(tmp_path: Path) 
         timestamp.verify(token(weak.stamp(DATA)), DATA, [weak.root])
 
 
-def test_short_keys_are_refused(tmp_path: Path) -> None:
-    tsa = Tsa(tmp_path, key=rsa.generate_private_key(65537, 1024))
+@pytest.mark.parametrize(("exponent", "bits"), [(65537, 1024), (3, 2048)])
+def test_weak_keys_are_refused(tmp_path: Path, exponent: int, bits: int) -> None:
+    tsa = Tsa(tmp_path, key=rsa.generate_private_key(exponent, bits))
     with pytest.raises(timestamp.TimestampFormatError, match="too weak"):
         timestamp.verify(token(tsa.stamp(DATA)), DATA, [tsa.root])
 

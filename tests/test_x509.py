@@ -357,10 +357,11 @@ def test_a_ca_may_not_issue_a_longer_chain_than_it_was_allowed() -> None:
     "weak",
     [
         rsa.generate_private_key(65537, 1024),
+        rsa.generate_private_key(3, 2048),
         ec.generate_private_key(ec.SECP256K1()),
         ec.generate_private_key(ec.SECP224R1()),
     ],
-    ids=["rsa-1024", "secp256k1", "p224"],
+    ids=["rsa-1024", "rsa-exponent-3", "secp256k1", "p224"],
 )
 def test_a_weak_key_anywhere_is_refused(weak: Any) -> None:
     refuses(x509.WeakError, (leaf(by=weak), lower(key=weak), *CHAIN[2:]))

@@ -505,7 +505,13 @@ chained(
     "chain-rsa-1024",
     "chain.weak",
     "An intermediate with an RSA key of 1024 bits.",
-    lambda made: _weak_chain(made),
+    lambda made: _weak_chain(made, rsa.generate_private_key(65537, 1024)),
+)
+chained(
+    "chain-rsa-exponent-3",
+    "chain.weak",
+    "An intermediate with an RSA key of the exponent 3.",
+    lambda made: _weak_chain(made, rsa.generate_private_key(3, 2048)),
 )
 chained(
     "chain-curve-k1",
@@ -611,8 +617,7 @@ def _ek_chain(made: Forger) -> tuple[bytes, ...]:
     return (new.public_bytes(serialization.Encoding.DER), *made.chain[1:])
 
 
-def _weak_chain(made: Forger) -> tuple[bytes, ...]:
-    weak = rsa.generate_private_key(65537, 1024)
+def _weak_chain(made: Forger, weak: rsa.RSAPrivateKey) -> tuple[bytes, ...]:
     return issue(made, leaf={"by": weak}, intermediate={"key": weak.public_key()})
 
 
