@@ -11,6 +11,7 @@ import base64
 import hashlib
 import json
 import shutil
+import struct
 import tempfile
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -21,11 +22,11 @@ from typing import Any
 
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec, rsa
+from cryptography.hazmat.primitives.asymmetric import ec, padding, rsa
 from cryptography.x509.oid import ExtendedKeyUsageOID, ObjectIdentifier
 from tpm2_pytss import ESYS_TR
 
-from aicert import canonical, dsse, events, log, statement
+from aicert import canonical, dsse, events, log, statement, tpm2
 from aicert.agent.ca import DevelopmentCa
 from aicert.agent.swtpm import Swtpm, manufacture
 from aicert.agent.tpm import Tpm
@@ -39,6 +40,7 @@ from tests.support.forger import (
     run_events,
     selection,
     sign_tpm,
+    tpm2b,
 )
 from tests.support.nv import make_primary
 
@@ -216,6 +218,24 @@ raw(
     lambda data: data.replace(
         b'"durationMilliseconds":1234', b'"durationMilliseconds":9007199254740993'
     ),
+)
+raw(
+    "form-number-too-large",
+    "json.invalid",
+    "A number that no double holds: some parsers make it infinite.",
+    lambda data: data.replace(b'"loss":0.25', b'"loss":1e400'),
+)
+raw(
+    "form-negative-zero",
+    "json.not-canonical",
+    "A zero with a sign, which is the same number.",
+    lambda data: data.replace(b'"exitCode":0', b'"exitCode":-0'),
+)
+raw(
+    "form-integer-with-a-fraction",
+    "json.not-canonical",
+    "An integer written as a fraction, which is the same number.",
+    lambda data: data.replace(b'"exitCode":0', b'"exitCode":0.0'),
 )
 raw(
     "form-lone-surrogate",
@@ -886,6 +906,29 @@ requoted(
     "An RSA signature beside an ECC key.",
     lambda q: replace(q, signature=sign_tpm(forger.new_key("rsa"), q.message)),
 )
+
+
+@case("quote-signature-pss", "quote.signature", "An RSA key's signature by a scheme not its own.")
+def _() -> Certificate:
+    made = good(kind="rsa")
+    certificate = made.certificate()
+    quote = certificate.quote
+    signature = struct.pack(">HH", tpm2.ALG_RSAPSS, 0x000B) + tpm2b(_pss(made.key, quote.message))
+    return replace(certificate, quote=replace(quote, signature=signature))
+
+
+@case("dsse-pss", "dsse.signature", "The envelope's signature by another scheme than the key's.")
+def _() -> Certificate:
+    made = good(kind="rsa")
+    certificate = made.certificate()
+    return replace(certificate, signature=_pss(made.key, certificate.signed_bytes))
+
+
+def _pss(key: Any, data: bytes) -> bytes:
+    pss = padding.PSS(padding.MGF1(hashes.SHA256()), 32)
+    return bytes(key.sign(data, pss, hashes.SHA256()))
+
+
 requoted(
     "signature-sha1",
     "tpm.algorithm",
@@ -1319,6 +1362,49 @@ replaced(
 )
 
 
+PARQUET = replace(RECORDS, method="parquet/1")
+case(
+    "good-with-records-of-parquet",
+    "verified",
+    "The spec asks for the rows of an input's Parquet files, and the input commits to them.",
+    extra={
+        "answer": {
+            "inputs": [
+                {"name": "code", "uri": "file:train.py", "kind": "file", "sha256": "aa" * 32,
+                 "manifest": "cc" * 32},
+                {"name": "data", "uri": "file:data", "kind": "tree", "sha256": "dd" * 32,
+                 "manifest": "ee" * 32, "records": PARQUET.to_json()},
+            ]
+        }
+    },
+)(lambda: good(events=committing(run_events(), "parquet", PARQUET)).certificate())  # fmt: skip
+replaced(
+    "records-of-parquet-as-files",
+    "log.grammar",
+    "The spec asks for the rows of Parquet files, and the input commits to whole files.",
+    lambda listed: committing(listed, "parquet", replace(RECORDS, method="files/1")),
+)
+replaced(
+    "records-of-parquet-not-asked-for",
+    "log.grammar",
+    "The input commits to rows of Parquet files, and the spec asks for lines of JSON.",
+    lambda listed: committing(listed, "jsonl", PARQUET),
+)
+
+
+@case(
+    "statement-records-by-another-method",
+    "statement.mismatch",
+    "The statement says that rows of Parquet files are lines of JSON; their root is the same.",
+)
+def _() -> Certificate:
+    made = good(events=committing(run_events(), "parquet", PARQUET))
+    value = canonical.loads(made.certificate().payload, max_bytes=1 << 20)
+    dependencies = at(value, "predicate", "buildDefinition", "resolvedDependencies")
+    dependencies[2]["annotations"]["records"]["method"] = "jsonl/1"
+    return made.certificate(payload=canonical.dumps(value))
+
+
 @case(
     "statement-without-records",
     "statement.mismatch",
@@ -1403,6 +1489,7 @@ relogged(
 
 for _name, _why, _change in (
     ("unknown-method", "an unknown method", {"method": "lines/2"}),
+    ("of-parquet-2", "a method of Parquet that is not known", {"method": "parquet/2"}),
     ("method-without-version", "a method without its version", {"method": "lines"}),
     ("more-distinct", "more distinct records than there are", {"distinct": 11}),
     ("none", "no record", {"count": 0, "distinct": 0}),
@@ -1746,6 +1833,26 @@ filed(
     "manifest.collision",
     "A file whose name is that of a certified one on systems that do not tell case apart.",
     {**MODEL, "Metrics.json": "{}"},
+)
+filed(
+    "not-nfc",
+    "manifest.path",
+    "A name in another Unicode form than the certificate's, which looks the same.",
+    {**MODEL, "re\u0301sume\u0301": ""},
+)
+filed(
+    "certified-ignored",
+    "files.missing",
+    "A certified file that the verifier was told to ignore: it is not checked, so it is not there.",
+    MODEL,
+    "--ignore",
+    "model.safetensors",
+)
+filed(
+    "folder-for-a-file",
+    "files.missing",
+    "A folder that has a certified file's name.",
+    {"metrics.json": "{}", "model.safetensors/x": "weights"},
 )
 filed("control-character", "manifest.path", "A name that breaks a line.", {**MODEL, "a\nb": ""})
 filed("fifo", "manifest.link", "A pipe, which would hang a reader.", {**MODEL, "x": {"fifo": True}})

@@ -277,6 +277,13 @@ policy(
     lambda: _with(1, uri="https://somebody@bad.example.:0443?x"),
 )
 policy(
+    "input-forbidden-by-uri-in-ascii",
+    "policy.inputs.forbid",
+    "An input came from a place that is forbidden; its host's name is written as it is asked for.",
+    BASE + 'inputs:\n  forbid: [{uri: "https://bücher.example/**"}]\n',
+    lambda: _with(1, uri="https://xn--bcher-kva.example/x"),
+)
+policy(
     "input-forbidden-by-digest",
     "policy.inputs.forbid",
     "An input with this root was used.",
