@@ -14,6 +14,7 @@ from aicert.agent import azure_machine, azure_vm, machine, qemu
 from aicert.agent.azure_vm import AzureVmError, AzureVms, VmConfig
 from aicert.agent.client import AgentClient
 from aicert.agent.machine import MachineConfig, MachineHandle
+from aicert.agent.places import default_state
 from aicert.errors import Error
 from blocks import checks
 from blocks.base import AicertBlock
@@ -619,7 +620,7 @@ AnyMachine = LocalMachine | HostMachine | QemuMachine | AzureHostMachine | Azure
 
 
 def _state(folder: Path | None) -> Path:
-    return machine.default_state() if folder is None else folder.expanduser().absolute()
+    return default_state() if folder is None else folder.expanduser().absolute()
 
 
 def _image(folder: Path) -> Check:

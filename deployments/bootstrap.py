@@ -40,7 +40,8 @@ from prefect.settings import PREFECT_API_URL
 from prefect.workers.process import ProcessWorker
 
 import blocks
-from aicert.agent.machine import MachineConfig, default_state
+from aicert.agent.machine import MachineConfig
+from aicert.agent.places import default_state
 
 ROOT = Path(__file__).parent.parent
 POOL = "aicert"

@@ -7,9 +7,9 @@ from prefect.artifacts import create_progress_artifact, update_progress_artifact
 from prefect.states import Completed, Failed
 
 from aicert.agent import audit as library
-from aicert.agent import machine as machines
 from aicert.agent.audit import Demands, EmptyStoreError, Finding
 from aicert.agent.machine import MachineConfig
+from aicert.agent.places import default_state
 from blocks import AzureBlobStore, FolderStore, FsspecStore, VerificationPolicy
 from flows.certify import failure, refuse_exposed_secrets
 from tasks.reporting import StepError, artifact, failing_as, logger, told
@@ -38,7 +38,7 @@ def audit(
     try:
         with failing_as("audit"):
             refuse_exposed_secrets()
-            opened = store or FolderStore(folder=machines.default_state() / "store")
+            opened = store or FolderStore(folder=default_state() / "store")
             url, options = opened.source()
             demands = policy.demands() if policy else own_demands()
             progress = _Progress()

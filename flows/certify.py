@@ -25,6 +25,7 @@ from prefect.tasks import Task
 from aicert.agent import machine as machines
 from aicert.agent import spec as specs
 from aicert.agent.machine import MachineConfig, MachineHandle
+from aicert.agent.places import default_state
 from aicert.agent.spec import Spec
 from aicert.errors import Error
 from aicert.verify import Verdict
@@ -175,7 +176,7 @@ def certify(
             chosen,
             folder,
             machine=where,
-            store=store or FolderStore(folder=machines.default_state() / "store"),
+            store=store or FolderStore(folder=default_state() / "store"),
             secrets=credentials.for_spec(chosen) if credentials else {},
             policy=policy,
             publish_weights=publish_weights,

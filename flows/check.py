@@ -5,7 +5,7 @@ from typing import Any
 from prefect import flow
 from prefect.states import Completed, Failed
 
-from aicert.agent import machine as machines
+from aicert.agent.places import default_state
 from blocks import (
     AnyMachine,
     AzureBlobStore,
@@ -42,7 +42,7 @@ def check(
     except ExposedSecretError as error:
         found.append(Check.failed("parameters", error))
     found += (machine or LocalMachine()).check()
-    found += (store or FolderStore(folder=machines.default_state() / "store")).check()
+    found += (store or FolderStore(folder=default_state() / "store")).check()
     found += credentials.check() if credentials else []
     found += policy.check() if policy else []
     bad = [item for item in found if not item.ok]

@@ -4,6 +4,7 @@ Exit status: 0 certified; 1 the spec is wrong, or the run failed; 130 interrupte
 wants goes to standard output, what a person watches to standard error.
 """
 
+import gc
 import json
 import os
 import shlex
@@ -13,11 +14,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 from aicert.agent import spec as specs
-from aicert.agent.machine import default_state
+from aicert.agent.places import default_state
 from aicert.errors import Error, InternalError
 from aicert.words import clean, duration, size
 from flows import ephemeral
-from flows.terminal import Terminal
 
 CERTIFIED = 0
 FAILED = 1
@@ -204,13 +204,19 @@ def _ended(
     error: Error | None = None
     try:
         before()
+        # What takes longest; all else is loaded meanwhile.
+        server = ephemeral.start(state / "prefect")
+        gc.disable()  # loading allocates much and frees nothing
+        from flows.terminal import Terminal
+
         with Terminal(verbose=verbose) as terminal:
             terminal.waiting("start")
-            server = ephemeral.start(state / "prefect")
             # What a person should see is on the terminal already; the server keeps the rest.
             os.environ.setdefault("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "CRITICAL")
-            from flows import training  # imports Prefect, while the server starts
+            from flows import training
 
+            gc.freeze()
+            gc.enable()
             if server is not None:
                 server.wait()
             with training.listening(terminal):

@@ -13,7 +13,7 @@ from prefect import flow, runtime
 from prefect.states import Completed
 
 from aicert import evaluation, links
-from aicert.agent import machine as machines
+from aicert.agent.places import default_state
 from aicert.agent.spec import Spec
 from aicert.errors import Error
 from aicert.log import Run
@@ -93,7 +93,7 @@ def evaluate(
 
     def work() -> Any:
         where = machine or LocalMachine()
-        place = store or FolderStore(folder=machines.default_state() / "store")
+        place = store or FolderStore(folder=default_state() / "store")
         with failing_as("original"):
             folder = original.weights(certificate, weights, why="an evaluation")
             demanded = original_policy or policy or own_policy(where.config())

@@ -13,7 +13,7 @@ from prefect import flow, runtime
 from prefect.states import Completed
 
 from aicert import keys, reproduction, vsa
-from aicert.agent import machine as machines
+from aicert.agent.places import default_state
 from aicert.agent.reproduce import pinned, require_image
 from aicert.agent.store import SourceError, Store
 from aicert.errors import Error
@@ -99,7 +99,7 @@ def reproduce(
 
     def work() -> Any:
         where = machine or LocalMachine()
-        place = store or FolderStore(folder=machines.default_state() / "store")
+        place = store or FolderStore(folder=default_state() / "store")
         with failing_as("original"):
             tolerance = _tolerance(absolute_tolerance, relative_tolerance)
             signer = None if statement_key is None else keys.load_private_key(Path(statement_key))

@@ -11,7 +11,7 @@ from prefect import flow
 from prefect.states import Completed
 
 from aicert.agent import changes
-from aicert.agent import machine as machines
+from aicert.agent.places import default_state
 from aicert.agent.spec import Spec
 from aicert.verify import Verdict
 from blocks import (
@@ -67,7 +67,7 @@ def retrain(
         with failing_as("spec"):
             chosen, folder = choose_spec(spec, spec_file, base)
         where = machine or LocalMachine()
-        place = store or FolderStore(folder=machines.default_state() / "store")
+        place = store or FolderStore(folder=default_state() / "store")
         secrets = credentials.for_spec(chosen) if credentials else {}
         demanded = policy or own_policy(where.config())
         last, changed = look(chosen, folder, place, secrets, demanded)

@@ -21,7 +21,7 @@ from collections.abc import Callable
 from datetime import UTC, datetime
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from cryptography import x509
 from cryptography.exceptions import InvalidSignature
@@ -30,12 +30,14 @@ from cryptography.x509.oid import AuthorityInformationAccessOID
 
 from aicert import sev, tpm2
 from aicert import x509 as chains
-from aicert.agent.tpm import Ak, Tpm, trim_der
 from aicert.agent.tpm_errors import NvError
 from aicert.certificate import CpuReport
 from aicert.errors import Error
 from aicert.reader import Reader
 from aicert.trust import load_certificates
+
+if TYPE_CHECKING:  # whoever starts machines from outside loads this, and no TPM library
+    from aicert.agent.tpm import Ak, Tpm
 
 AK_HANDLE = 0x81000003
 AK_CERTIFICATE_INDEX = 0x01C101D0
@@ -96,7 +98,7 @@ class OwnerError(AzureError):
     code = "azure.owner"
 
 
-def is_azure(tpm: Tpm) -> bool:
+def is_azure(tpm: "Tpm") -> bool:
     """Tell whether the TPM holds what that of an Azure VM holds."""
     return tpm.has_nv(AK_CERTIFICATE_INDEX)
 
@@ -136,8 +138,8 @@ def owner_secret(*, metadata: str = METADATA, get: Get | None = None) -> bytes |
 
 
 def attestation_key(
-    tpm: Tpm, *, intermediates: Path | None = None, get: Get | None = None
-) -> tuple[Ak, tuple[bytes, ...]]:
+    tpm: "Tpm", *, intermediates: Path | None = None, get: Get | None = None
+) -> tuple["Ak", tuple[bytes, ...]]:
     """Return the VM's attestation key and its certificate chain (DER, leaf to root).
 
     Args:
@@ -173,8 +175,10 @@ def attestation_key(
     return ak, chain
 
 
-def _certificate(tpm: Tpm) -> bytes:
+def _certificate(tpm: "Tpm") -> bytes:
     """Read the key's certificate; for a new VM the firmware asks for it while the system boots."""
+    from aicert.agent.tpm import trim_der
+
     deadline = time.monotonic() + CERTIFICATE_SECONDS
     while True:
         try:
@@ -211,7 +215,7 @@ def complete(leaf: bytes, carried: tuple[x509.Certificate, ...], get: Get) -> tu
 
 
 def cpu_report(
-    tpm: Tpm, ak: Ak, *, metadata: str = METADATA, get: Get | None = None
+    tpm: "Tpm", ak: "Ak", *, metadata: str = METADATA, get: Get | None = None
 ) -> CpuReport | None:
     """Return the CPU's report with its certificates; None where the VM is not a confidential one.
 

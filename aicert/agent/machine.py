@@ -30,6 +30,7 @@ from aicert.agent.ca import DevelopmentCa, Enrollment
 from aicert.agent.channel import Attestation, Remote, UnreachableError
 from aicert.agent.client import AgentClient, LostAgentError
 from aicert.agent.engine import RUNTIME, clear
+from aicert.agent.places import default_state
 from aicert.agent.processes import await_end
 from aicert.errors import Error
 from aicert.reader import Reader
@@ -99,12 +100,6 @@ class StartError(MachineError):
     """The agent did not start."""
 
     code = "machine.start"
-
-
-def default_state() -> Path:
-    """Return the folder that holds the operator's CA and the machines."""
-    base = os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state"
-    return Path(base) / "aicert"
 
 
 @dataclass(frozen=True, slots=True)

@@ -23,7 +23,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from aicert import keys, reference
-from aicert.agent import machine, qemu
+from aicert.agent import qemu
+from aicert.agent.places import default_state
 from aicert.errors import Error
 from aicert.reference import Shape
 from aicert.trust import TrustStore
@@ -158,7 +159,7 @@ def main(arguments: list[str] | None = None) -> int:
         help="a kind of machine, such as 'Standard_D8s_v5 westeurope', and what one certified",
     )  # fmt: skip
     parser.add_argument("--image", type=Path, default=qemu.default_image(), help="its folder")
-    key = machine.default_state() / "reference-key.pem"
+    key = default_state() / "reference-key.pem"
     parser.add_argument("--key", type=Path, default=key, help="signs it; made where there is none")
     parser.add_argument("--out", type=Path, default=Path("azure.json"))
     options = parser.parse_args(arguments)

@@ -21,6 +21,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption,
 
 from aicert import bootlog, keys, reference, tpm2
 from aicert.agent import machine, qemu
+from aicert.agent.places import default_state
 from aicert.events import PCR_CHANNEL
 from deployments.image import build, predict
 
@@ -141,7 +142,7 @@ def open_key(path: Path) -> keys.PrivateKey:
 def main() -> None:
     """Boot, compare, sign, write."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    state = machine.default_state()
+    state = default_state()
     parser.add_argument("--key", type=Path, default=state / "reference-key.pem", help="signs it")
     parser.add_argument("--out", type=Path, help="default: beside the image")
     parser.add_argument("--image", type=Path, help="folder; default: what `make image` makes")

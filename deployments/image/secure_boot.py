@@ -23,7 +23,8 @@ from cryptography.hazmat.primitives.asymmetric import rsa
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 from cryptography.x509.oid import NameOID
 
-from aicert.agent import machine, qemu
+from aicert.agent import qemu
+from aicert.agent.places import default_state
 from deployments.image import build, formats, predict
 
 KEYS = ("PK", "KEK", "db")
@@ -123,7 +124,7 @@ def _sign(
 def main() -> None:
     """Sign the image and print where it lies."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--keys", type=Path, default=machine.default_state() / "secure-boot-keys")
+    parser.add_argument("--keys", type=Path, default=default_state() / "secure-boot-keys")
     parser.add_argument("--image", type=Path, help="default: what `make image` makes")
     options = parser.parse_args()
     path = sign(options.image or build.build(), options.keys, build.cache_folder())

@@ -23,7 +23,7 @@ from prefect.client.schemas.objects import Artifact, State
 from prefect.types import SecretDict
 
 from aicert import log
-from aicert.agent.machine import default_state
+from aicert.agent.places import default_state
 from aicert.agent.spec import Spec
 from aicert.certificate import Certificate
 from blocks import FolderStore, InputCredentials, LocalMachine, VerificationPolicy

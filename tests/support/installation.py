@@ -236,7 +236,12 @@ def installed(*options: str, **settings: str) -> Iterator[Installation]:
     home = Path(tempfile.mkdtemp(prefix="aicert-system-"))
     port = free_port()
     environment = {
-        **{name: value for name, value in os.environ.items() if not name.startswith("PREFECT_")},
+        **{
+            name: value
+            for name, value in os.environ.items()
+            # Nor does an operator have every process compile the checkout again.
+            if not name.startswith("PREFECT_") and name != "PYTHONDONTWRITEBYTECODE"
+        },
         "PATH": f"{BIN}:{os.environ['PATH']}",
         "HOME": str(home),
         "PREFECT_HOME": str(home / "prefect"),
