@@ -73,8 +73,12 @@ def block(lines: str) -> str:
 
 
 def key_values(rows: Iterable[Sequence[str]]) -> str:
-    """Return a Markdown table of names and values."""
-    return table(("", ""), rows)
+    """Return a Markdown table of names and values; the first of them stands as its head.
+
+    Markdown has no table without one, and an empty one is drawn as an empty row.
+    """
+    first, *others = rows
+    return table(first, others)
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
