@@ -7,7 +7,7 @@ cannot lead elsewhere.
 
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from urllib.parse import unquote
 
@@ -41,7 +41,7 @@ class FileSource(Source):
 
     # One thread for all of them: several would spend their time on passing the GIL on.
     batch = MAX_FILES
-    # A fetch that was cut starts over: its blocks would be read again in any case.
+    # A fetch that was cut starts over: its files would be read again in any case.
     remote = False
 
     def __init__(self, request: InputRequest, base: Path, max_files: int) -> None:
@@ -86,7 +86,7 @@ class FileSource(Source):
 
     def fill(self, file: RemoteFile, start: int, into: memoryview) -> Iterator[int]:
         """Read straight into memory; otherwise as `read`."""
-        descriptor = self._open(file)
+        descriptor = self._open(file.key)
         filled = 0
         try:
             _check(file, descriptor)
@@ -104,47 +104,86 @@ class FileSource(Source):
         finally:
             os.close(descriptor)
 
+    def small(self, files: Iterable[RemoteFile]) -> Iterator[bytes]:
+        """Yield the content of files that fit into memory, one after the other; as `read`.
+
+        The folder of the last one stays open for the next.
+        """
+        inside, folder = "", os.dup(self._root)
+        try:
+            for file in files:
+                path, _, name = file.key.rpartition("/")
+                if path != inside:
+                    os.close(folder)
+                    folder = -1
+                    folder = self._open(path)
+                    inside = path
+                yield self._whole(file, folder, name)
+        finally:
+            if folder >= 0:
+                os.close(folder)
+
+    def _whole(self, file: RemoteFile, folder: int, name: str) -> bytes:
+        """Read a small file of an open folder; without a name, what is open is the file."""
+        assert file.size is not None
+        descriptor = self._open(name, folder)
+        try:
+            data = os.pread(descriptor, file.size + 1, 0)  # one more, to see it grow
+            # What is the listed file now has been it, and has not been written to, all the time.
+            _check(file, descriptor)
+        except OSError as error:
+            raise _local(error, file.path) from error
+        finally:
+            os.close(descriptor)
+        if len(data) < file.size:  # some file systems give less than is there
+            return b"".join(self.read(file, 0, None))
+        return data
+
     def close(self) -> None:
         """Close the place."""
         os.close(self._root)
 
     def _walk(self, max_files: int) -> Iterator[RemoteFile]:
         count = 0
-
-        def fail(error: OSError) -> None:
-            raise _local(error, "a folder") from error
-
-        # os.fwalk opens each folder by its parent's descriptor and does not enter links.
-        tree = os.fwalk(".", dir_fd=self._root, follow_symlinks=False, onerror=fail)
-        for folder, folders, names, descriptor in tree:
-            for name in (*folders, *names):
-                path = f"{folder[2:]}/{name}" if folder != "." else name
-                status = os.stat(name, dir_fd=descriptor, follow_symlinks=False)
-                if stat.S_ISDIR(status.st_mode):
-                    continue
-                if stat.S_ISLNK(status.st_mode):
+        waiting = [""]
+        while waiting:
+            prefix = waiting.pop()
+            try:
+                folder = open_below(self._root, f"{prefix}.")
+                try:
+                    with os.scandir(folder) as entries:
+                        found = [(e.name, e.stat(follow_symlinks=False)) for e in entries]
+                finally:
+                    os.close(folder)
+            except OSError as error:
+                raise _local(error, prefix or "a folder") from error
+            for name, status in found:
+                path = prefix + name
+                if stat.S_ISREG(status.st_mode):
+                    count += 1
+                    if count > max_files:
+                        raise TooLargeError("the folder holds too many files", expected=max_files)
+                    yield _entry(path, status, key=path)
+                elif stat.S_ISDIR(status.st_mode):
+                    waiting.append(f"{path}/")
+                elif stat.S_ISLNK(status.st_mode):
                     raise LinkError(
                         "the folder holds a link",
                         got=path,
                         advice="replace the link with the file itself, or remove it",
                     )
-                if not stat.S_ISREG(status.st_mode):
+                else:
                     raise _special(path)
-                count += 1
-                if count > max_files:
-                    raise TooLargeError("the folder holds too many files", expected=max_files)
-                yield _entry(path, status, key=path)
 
-    def _open(self, file: RemoteFile) -> int:
-        """Open a listed file, step by step from the root, following no link."""
-        if not file.key:
-            return os.dup(self._root)
+    def _open(self, path: str, folder: int | None = None) -> int:
+        """Open what was listed, step by step from the root or that folder, following no link."""
+        root = self._root if folder is None else folder
         try:
-            return open_below(self._root, file.key)
+            return open_below(root, path) if path else os.dup(root)
         except PermissionError as error:
-            raise _local(error, file.path) from error
+            raise _local(error, path) from error
         except OSError as error:
-            raise changed(file.path, got=error.strerror) from error
+            raise changed(path, got=error.strerror) from error
 
 
 def open_below(root: int, path: str) -> int:
@@ -152,16 +191,18 @@ def open_below(root: int, path: str) -> int:
 
     A pipe is opened without waiting for its other end.
     """
-    folder = os.dup(root)
+    *folders, name = path.split("/")
+    folder = root
     try:
-        *folders, name = path.split("/")
         for step in folders:
             inner = os.open(step, _FLAGS | os.O_NOFOLLOW | os.O_DIRECTORY, dir_fd=folder)
-            os.close(folder)
+            if folder != root:
+                os.close(folder)
             folder = inner
         return os.open(name, _FLAGS | os.O_NOFOLLOW, dir_fd=folder)
     finally:
-        os.close(folder)
+        if folder != root:
+            os.close(folder)
 
 
 def _locate(uri: str, base: Path) -> Path:

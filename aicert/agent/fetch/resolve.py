@@ -244,7 +244,7 @@ def fetch(
             source.prepare(rest.scratch, max_bytes)
             files = source.resolved.files
             _check_names(source.resolved, max_files)
-            rest.open(_identity(source.resolved, files), files)
+            rest.open(_identity(source.resolved, files) if source.remote else None, files)
             transfer = Transfer(
                 source,
                 files,

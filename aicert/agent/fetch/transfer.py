@@ -1,15 +1,16 @@
 """Bring the files of a source onto the disk, hashed in the pass that brings them.
 
 A file of known size is read in blocks, several at once, whatever file they belong to; each block
-is written in place and noted in a journal with its checksum. The digests of files are computed in
-order from the same bytes. After a cut or a kill, blocks that the journal knows are read from the
-disk and hashed again; only the others are asked for. A file that can only be read from its start
-is one piece of work, and starts over; so does one of this machine, which is as near as what would
-be left of it.
+is written in place. The digests of files are computed in order from the same bytes, and what the
+digest is at the end of a block is noted in a journal. After a cut or a kill, blocks that the
+journal knows are read from the disk and hashed again; where the digest is another one than the
+journal says, the block is asked for again, as are those that the journal does not know: blocks
+that were not whole, and at most `jobs` + 2 that were, but whose turn to be hashed had not come. A
+file that can only be read from its start is one piece of work, and starts over. Nothing waits for
+the disk: who loses power has lost the run as well.
 
-The checksum is CRC-32, at twice the speed of SHA-256: it is there for blocks that a crash of the
-machine has damaged, in a folder that only the agent writes, and what is measured is the digest of
-all that lies there. Nothing waits for the disk either: who loses power has lost the run as well.
+A file of this machine starts over too: it is as near as what would be left of it. It is read,
+written and hashed a piece at a time, while the processor's cache still holds the piece.
 """
 
 import fcntl
@@ -19,7 +20,6 @@ import re
 import shutil
 import threading
 import time
-import zlib
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
@@ -39,6 +39,7 @@ from aicert.agent.fetch.errors import (
     TransientError,
     changed,
 )
+from aicert.agent.fetch.file import FileSource
 from aicert.agent.fetch.source import RemoteFile, Retry, Source
 from aicert.manifest import File, ManifestError, walk
 
@@ -55,8 +56,10 @@ _TICK = 0.2
 _SMALL = 64 << 10
 _CROWD = 4
 _MARGIN = 64 << 20
-_LINE = re.compile(r"(\d+) (\d+) ([0-9a-f]{8})")
+_PIECE = 1 << 20
+_LINE = re.compile(r"(\d+) (\d+) ([0-9a-f]{64})")
 _WRITE = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
+_NEW = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW
 
 
 class Partial:
@@ -78,7 +81,7 @@ class Partial:
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         self._lock = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         self._log: int | None = None
-        self._known: dict[tuple[int, int], int] = {}
+        self._known: dict[tuple[int, int], str] = {}
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
@@ -122,17 +125,17 @@ class Partial:
                 os.chmod(os.path.join(folder, name), 0o600, follow_symlinks=False)
         into.rename(self.tree)
 
-    def open(self, identity: str, files: Sequence[RemoteFile]) -> None:
-        """Take up what is there if it belongs to `identity`, else start from nothing."""
+    def open(self, identity: str | None, files: Sequence[RemoteFile]) -> None:
+        """Take up what is there if it belongs to `identity`, else, or with None, start anew."""
         lines = []
         if self._journal.exists():
             lines = self._journal.read_text("ascii", "replace").split("\n")
-        if lines[:1] == [identity] and self._holds_only({file.path for file in files}):
+        if identity and lines[:1] == [identity] and self._holds_only({file.path for file in files}):
             for match in filter(None, map(_LINE.fullmatch, lines[1:])):
-                self._known[int(match[1]), int(match[2])] = int(match[3], 16)
+                self._known[int(match[1]), int(match[2])] = match[3]
         else:
             shutil.rmtree(self.tree, ignore_errors=True)
-            self._journal.write_text(f"{identity}\n", "ascii")
+            self._journal.write_text(f"{identity or ''}\n", "ascii")
         self.tree.mkdir(exist_ok=True)
         self._log = os.open(self._journal, os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC)
 
@@ -147,14 +150,22 @@ class Partial:
         ends = [(files[number].size or 0, block * BLOCK) for number, block in self._known]
         return sum(min(size - start, BLOCK) for size, start in ends)
 
-    def known(self, file: int, block: int) -> int | None:
-        """Return the checksum that a block on the disk should have, or None if it is not there."""
+    def known(self, file: int, block: int) -> str | None:
+        """Return the SHA-256 (hex) of a file up to the end of a block that is on the disk, or None.
+
+        None says that the block is not there.
+        """
         return self._known.get((file, block))
 
-    def note(self, file: int, block: int, checksum: int) -> None:
+    def forget(self, file: int, block: int) -> None:
+        """Know no longer of a block, which turned out to be another than was written."""
+        self._known.pop((file, block), None)
+
+    def note(self, file: int, block: int, sha256: str) -> None:
         """Note that a block is on the disk. One write each, so that threads need no lock."""
-        assert self._log is not None
-        os.write(self._log, f"{file} {block} {checksum:08x}\n".encode())
+        if self._known.get((file, block)) != sha256:
+            assert self._log is not None
+            os.write(self._log, f"{file} {block} {sha256}\n".encode())
 
     def discard(self) -> None:
         """Remove everything."""
@@ -162,7 +173,7 @@ class Partial:
 
 
 class _Work(NamedTuple):
-    """One piece of work: a block of a file, or (block None) a file that is read as one stream."""
+    """One piece of work: a block of a file, or (block None) a file that one thread brings whole."""
 
     number: int
     file: RemoteFile
@@ -204,7 +215,8 @@ class Transfer:
         self._files = files
         self._partial = partial
         self._tree = str(partial.tree)
-        self._jobs = jobs
+        # A copy waits for no answer: what more there is than processors only takes their caches.
+        self._jobs = jobs if source.remote else min(jobs, os.cpu_count() or 1)
         self._max_bytes = max_bytes
         self._progress = progress
         self._cancelled = cancelled
@@ -233,6 +245,7 @@ class Transfer:
         digest = hashlib.sha256()
         size = held = 0
         with (
+            ThreadPoolExecutor(self._jobs, "fetch-helper") as self._helpers,
             ThreadPoolExecutor(self._jobs, "fetch") as pool,
             ThreadPoolExecutor(self._jobs * _CROWD, "fetch-small") as crowd,
         ):
@@ -253,8 +266,7 @@ class Transfer:
                     for item, result in zip(items, results, strict=True):
                         size += result.size
                         if result.data is not None:
-                            digest.update(result.data)
-                            self._give_back(result.data)
+                            digest = self._in_order(pool, item, digest, result.data)
                         if item.last:
                             found = result.sha256 or digest.hexdigest()
                             done.append(_checked(item.file, size, found))
@@ -268,6 +280,24 @@ class Transfer:
         self._progress(self._bytes, self._total)
         return done
 
+    def _in_order(
+        self, pool: ThreadPoolExecutor, work: _Work, digest: "hashlib._Hash", data: memoryview
+    ) -> "hashlib._Hash":
+        """Return the digest with the next block of a file in it, and note the block."""
+        assert work.block is not None
+        before, known = digest.copy(), self._partial.known(work.number, work.block)
+        digest.update(data)
+        self._give_back(data)
+        if known not in (None, digest.hexdigest()):
+            # All before it is right: it is this block that went bad on the disk.
+            self._partial.forget(work.number, work.block)
+            self._uncount(len(data))
+            (again,) = self._await(pool.submit(self._do, [work]))
+            assert again.data is not None
+            return self._in_order(pool, work, before, again.data)
+        self._partial.note(work.number, work.block, digest.hexdigest())
+        return digest
+
     def _work(self) -> Iterator[list[_Work]]:
         """Yield what one thread does at a time: a block, or a number of small files."""
         folders: set[str] = set()
@@ -277,10 +307,10 @@ class Transfer:
             if folder not in folders:
                 Path(self._tree, folder).mkdir(parents=True, exist_ok=True)
                 folders.add(folder)
-            if file.size is None or not file.ranged:
-                yield [_Work(number, file, None, True)]
-            elif file.size <= _SMALL:
+            if file.size is not None and file.size <= _SMALL and file.ranged:
                 batch.append(_Work(number, file, 0, True))
+            elif file.size is None or not file.ranged or not self._source.remote:
+                yield [_Work(number, file, None, True)]
             else:
                 count = -(-file.size // BLOCK)
                 for block in range(count):
@@ -312,6 +342,10 @@ class Transfer:
     # -- in the pool's threads ---------------------------------------------------------------------
 
     def _do(self, items: list[_Work]) -> list[_Done]:
+        if isinstance(self._source, FileSource):
+            if _is_small(items[0]):
+                return list(self._copy_small(self._source, items))
+            return [self._copy(self._source, item.file) for item in items]
         return [self._one(item) for item in items]
 
     def _one(self, work: _Work) -> _Done:
@@ -319,43 +353,81 @@ class Transfer:
             return self._retry(lambda: self._stream(work.file))
         return self._block(work.number, work.file, work.block)
 
+    def _copy_small(self, source: FileSource, items: list[_Work]) -> Iterator[_Done]:
+        """Copy files of this machine that are one read each."""
+        for item, data in zip(items, source.small(item.file for item in items), strict=True):
+            descriptor = self._new(item.file)
+            try:
+                _write(descriptor, data, 0)
+            finally:
+                os.close(descriptor)
+            self._count(len(data))
+            yield _Done(len(data), hashlib.sha256(data).hexdigest(), None)
+
+    def _copy(self, source: FileSource, file: RemoteFile) -> _Done:
+        """Copy a file of this machine."""
+        descriptor = self._new(file)
+        try:
+            relay = _Relay(source, file, descriptor, self._count)
+            second = self._helpers.submit(relay.run)
+            try:
+                relay.run()
+            finally:
+                second.result()
+            return _Done(relay.copied, relay.digest.hexdigest(), None)
+        finally:
+            os.close(descriptor)
+
+    def _new(self, file: RemoteFile) -> int:
+        """Make a file that nobody may write but through the descriptor that this returns."""
+        return os.open(f"{self._tree}/{file.path}", _NEW, 0o444)
+
     def _block(self, number: int, file: RemoteFile, block: int) -> _Done:
-        """Bring one block: from the disk if it is there and right, else from the source."""
+        """Bring one block: from the disk if it is there, else from the source."""
         assert file.size is not None
         start = block * BLOCK
         end = min(start + BLOCK, file.size)
         data = self._buffer(end - start)
+        alone = file.size <= BLOCK
+        sha256 = None
         descriptor = os.open(f"{self._tree}/{file.path}", _WRITE, 0o600)
         try:
-            checksum = self._partial.known(number, block)
-            if checksum is None or not _matches(descriptor, start, data, checksum):
-                filled = 0
-
-                def fill() -> None:
-                    # A connection that was cut within the block goes on where it was cut.
-                    nonlocal filled
-                    for count in self._source.fill(file, start + filled, data[filled:]):
-                        filled += count
-                        self._count(count)
-                    if filled < len(data):
-                        raise TransientError(f"{file.path}: the source stopped before the end")
-
-                if data:
-                    self._retry(fill)
-                _write(descriptor, data, start)
-                if self._source.remote:
-                    self._partial.note(number, block, zlib.crc32(data))
-            else:
+            known = self._partial.known(number, block)
+            here = known is not None and os.preadv(descriptor, [data], start) == len(data)
+            if here and alone:
+                sha256 = hashlib.sha256(data).hexdigest()
+                here = sha256 == known
+            if here:
                 self._count(len(data))
+            else:
+                self._ask(file, start, data)
+                _write(descriptor, data, start)
+                sha256 = hashlib.sha256(data).hexdigest() if alone else None
             if end == file.size:
                 os.ftruncate(descriptor, end)  # what a damaged partial file may have too much
         finally:
             os.close(descriptor)
-        if file.size > BLOCK:
+        if sha256 is None:
             return _Done(len(data), None, data)
-        size, sha256 = len(data), hashlib.sha256(data).hexdigest()
+        self._partial.note(number, block, sha256)
         self._give_back(data)
-        return _Done(size, sha256, None)
+        return _Done(len(data), sha256, None)
+
+    def _ask(self, file: RemoteFile, start: int, data: memoryview) -> None:
+        """Fill memory with what the source has from `start`."""
+        filled = 0
+
+        def fill() -> None:
+            # A connection that was cut within the block goes on where it was cut.
+            nonlocal filled
+            for count in self._source.fill(file, start + filled, data[filled:]):
+                filled += count
+                self._count(count)
+            if filled < len(data):
+                raise TransientError(f"{file.path}: the source stopped before the end")
+
+        if data:
+            self._retry(fill)
 
     def _buffer(self, size: int) -> memoryview:
         """Return memory for a block: what was used before, where it can be.
@@ -390,8 +462,7 @@ class Transfer:
             if file.size is not None and size < file.size:
                 raise TransientError(f"{file.path}: the source stopped before the end")
         except BaseException:
-            with self._lock:
-                self._bytes -= size
+            self._uncount(size)
             raise
         finally:
             os.close(descriptor)
@@ -405,10 +476,50 @@ class Transfer:
         if self._bytes > self._max_bytes:
             raise TooLargeError("the input is too large", expected=f"{self._max_bytes} bytes")
 
+    def _uncount(self, size: int) -> None:
+        """Take back what was counted and is not to stay."""
+        with self._lock:
+            self._bytes -= size
 
-def _matches(descriptor: int, start: int, data: memoryview, checksum: int) -> bool:
-    """Fill `data` from the disk and tell whether it is what was written."""
-    return os.preadv(descriptor, [data], start) == len(data) and zlib.crc32(data) == checksum
+
+class _Relay:
+    """Copies and hashes a file of this machine by turns: one thread copies, the other hashes.
+
+    Each hashes what it has copied, which then is in the cache of the processor that it runs on.
+    Who has copied a piece lets the next one be copied only when it is its turn to hash: so the
+    pieces are hashed in the order in which they are copied, however many threads take part.
+    """
+
+    def __init__(
+        self, source: FileSource, file: RemoteFile, descriptor: int, count: Callable[[int], None]
+    ) -> None:
+        """Copy `file` to an open `descriptor`; `count` is told of bytes, and may end it."""
+        self.copied = 0
+        self.digest = hashlib.sha256()
+        self._source, self._file, self._descriptor, self._count = source, file, descriptor, count
+        self._copying, self._hashing = threading.Lock(), threading.Lock()
+        self._failed = False
+
+    def run(self) -> None:
+        """Take turns until the file is whole, or another thread has failed."""
+        assert self._file.size is not None
+        memory = memoryview(bytearray(min(_PIECE, self._file.size)))
+        while True:
+            with self._copying:
+                piece = memory[: self._file.size - self.copied]
+                if self._failed or not piece:
+                    return
+                self._failed = True  # unless we come to the end of this
+                for count in self._source.fill(self._file, self.copied, piece):
+                    self._count(count)
+                _write(self._descriptor, piece, self.copied)
+                self.copied += len(piece)
+                self._failed = False
+                self._hashing.acquire()
+            try:
+                self.digest.update(piece)
+            finally:
+                self._hashing.release()
 
 
 def _write(descriptor: int, data: bytes | bytearray | memoryview, start: int) -> None:

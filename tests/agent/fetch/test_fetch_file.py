@@ -1,16 +1,18 @@
 """Promises about inputs on this machine."""
 
+import errno
 import os
 import socket
 import stat
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
-from aicert.agent.fetch import InputRequest, errors, resolve
+from aicert.agent.fetch import InputRequest, RemoteFile, errors, resolve
 from aicert.agent.fetch.file import FileSource
 from aicert.manifest import scan
-from tests.agent.fetch.conftest import Bring, content
+from tests.agent.fetch.conftest import Bring, content, noise
 
 
 @pytest.fixture
@@ -171,6 +173,93 @@ def test_a_file_that_is_written_to_while_we_read_is_refused(tree: Path, tmp_path
         os.utime(tree / "a.txt", ns=(before.st_atime_ns, before.st_mtime_ns))
         with pytest.raises(errors.ChangedError):
             list(pieces)
+    finally:
+        source.close()
+
+
+@pytest.mark.parametrize("meddling", ["rewritten", "longer", "shorter", "gone"])
+def test_a_large_file_that_changes_while_it_is_copied_is_refused(
+    tmp_path: Path, bring: Bring, monkeypatch: pytest.MonkeyPatch, meddling: str
+) -> None:
+    place = tmp_path / "data" / "large"
+    place.parent.mkdir()
+    place.write_bytes(noise(6 << 20))
+
+    def rewrite() -> None:
+        with place.open("r+b") as file:
+            file.write(b"y")
+
+    meddle: Callable[[], object] = {
+        "rewritten": rewrite,
+        "longer": lambda: os.truncate(place, 7 << 20),
+        "shorter": lambda: os.truncate(place, 1 << 20),
+        "gone": place.unlink,
+    }[meddling]
+    real, pieces = FileSource.fill, []
+
+    def fill(source: FileSource, file: RemoteFile, start: int, into: memoryview) -> Iterator[int]:
+        yield from real(source, file, start, into)
+        pieces.append(start)
+        if len(pieces) == 3:
+            meddle()
+
+    monkeypatch.setattr(FileSource, "fill", fill)
+    with pytest.raises(errors.ChangedError):
+        bring("file:data")
+    assert not (tmp_path / "into").exists()
+
+
+def test_large_files_are_hashed_in_the_order_of_their_pieces(tmp_path: Path, bring: Bring) -> None:
+    (tmp_path / "data").mkdir()
+    for number in range(5):
+        (tmp_path / "data" / str(number)).write_bytes(noise((9 << 20) + number * 1000, number))
+    got = bring("file:data")
+    assert got.manifest == scan(tmp_path / "data") == scan(got.path)
+
+
+def test_a_copy_for_which_there_is_no_room_ends(
+    tmp_path: Path, bring: Bring, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "large").write_bytes(noise(6 << 20))
+    real, calls = os.pwrite, []
+
+    def full(descriptor: int, data: bytes, offset: int) -> int:
+        calls.append(offset)
+        if len(calls) == 4:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return real(descriptor, data, offset)
+
+    monkeypatch.setattr(os, "pwrite", full)
+    with pytest.raises(errors.NoSpaceError):
+        bring("file:large")
+    monkeypatch.undo()
+    assert content(bring("file:large").path) == {"large": noise(6 << 20)}
+
+
+def test_a_small_file_that_grows_or_is_exchanged_after_the_listing_is_refused(
+    tree: Path, tmp_path: Path
+) -> None:
+    source = FileSource(InputRequest("it", "file:data"), tmp_path, 10)
+    files = {file.path: file for file in source.resolved.files}
+    try:
+        with (tree / "a.txt").open("ab") as file:
+            file.write(b"more")
+        (tree / "deep" / "b.txt").unlink()
+        (tree / "deep" / "b.txt").write_bytes(b"bb")
+        for path in ("a.txt", "deep/b.txt"):
+            with pytest.raises(errors.ChangedError):
+                list(source.small([files[path]]))
+        assert list(source.small([files["deep/er/c.txt"]])) == [b""]
+    finally:
+        source.close()
+
+
+def test_one_small_file_can_be_read_more_than_once(tmp_path: Path) -> None:
+    (tmp_path / "one").write_bytes(b"content")
+    source = FileSource(InputRequest("it", "file:one"), tmp_path, 10)
+    try:
+        for _ in range(2):
+            assert list(source.small(source.resolved.files)) == [b"content"]
     finally:
         source.close()
 

@@ -104,6 +104,28 @@ class TestResume:
         assert got.sha256 == hashlib.sha256(self.DATA).hexdigest()
         assert asked_bytes(web) == 1 + len(self.DATA) - 2 * (64 << 10)
 
+    def test_blocks_that_went_bad_do_not_count_twice(
+        self, web: Web, bring: Bring, cut_short: Page, tmp_path: Path
+    ) -> None:
+        with next(tmp_path.glob("partial/tree*/data.bin")).open("r+b") as file:
+            file.write(b"rot")
+        events: list[dict[str, object]] = []
+        # A limit that anything counted twice would exceed.
+        got = bring(f"{web.url}/data.bin", max_bytes=len(self.DATA), on_event=events.append)
+        assert got.sha256 == hashlib.sha256(self.DATA).hexdigest()
+        assert asked_bytes(web) == 1 + len(self.DATA) - 2 * (64 << 10)
+        assert events[-1]["done"] == len(self.DATA)
+
+    def test_a_journal_that_lies_costs_the_block_and_nothing_else(
+        self, web: Web, bring: Bring, cut_short: Page, tmp_path: Path
+    ) -> None:
+        journal = tmp_path / "partial" / "journal"
+        identity, first, *rest = journal.read_text().splitlines(keepends=True)
+        journal.write_text("".join([identity, f"0 0 {'0' * 64}\n", *rest]))
+        assert first.startswith("0 0 ")
+        assert content(bring(f"{web.url}/data.bin").path) == {"data.bin": self.DATA}
+        assert asked_bytes(web) == 1 + len(self.DATA) - 2 * (64 << 10)
+
     def test_a_journal_whose_last_line_was_torn_is_good_for_the_rest(
         self, web: Web, bring: Bring, cut_short: Page, tmp_path: Path
     ) -> None:
