@@ -632,6 +632,35 @@ def test_a_machine_whose_run_is_spent_is_not_adopted(config: MachineConfig, plac
         machine.destroy(handle)
 
 
+def test_what_a_run_left_is_deleted_after_its_machine_was_destroyed(
+    config: MachineConfig, place: Path
+) -> None:
+    handle = machine.start(config, "run")
+    try:
+        live = Live(handle, place)
+        live.job(spec())
+        live.step("fetch")  # frozen inputs are in it now
+    finally:
+        machine.destroy(handle)
+    assert not handle.directory.exists()
+    removed = config.state / "removed"
+    await_true(lambda: list(removed.iterdir()) == [], 20, "what was removed is deleted")
+
+
+def test_a_deletion_that_was_cut_is_taken_up_by_the_next_start(config: MachineConfig) -> None:
+    left = config.state / "removed" / "left"
+    (left / "frozen").mkdir(parents=True)
+    (left / "frozen" / "file").write_bytes(b"x")
+    (left / "frozen").chmod(0o555)
+    outside = config.state / "outside"
+    outside.mkdir()
+    (outside / "file").write_bytes(b"x")
+    (left / "link").symlink_to(outside)
+    assert machine.sweep(config.state) == []
+    await_true(lambda: not left.exists(), 20, "what was removed is deleted")
+    assert (outside / "file").exists()
+
+
 def test_a_folder_that_is_kept_is_not_swept(config: MachineConfig) -> None:
     handle = machine.start(config, "run")
     machine.destroy(handle, keep=True)
