@@ -22,6 +22,7 @@ import stat
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path, PurePath
 from typing import Any
@@ -84,14 +85,16 @@ RECIPE: dict[str, Any] = {
     "late": ["virtio_net", "virtio-rng", "hv_netvsc", "hv_utils", "overlay", "nf_tables", "nft_ct",
              "nft_reject_inet"],
     # No console is read; nothing but the image's own modules, signed by Debian, is ever loaded.
-    # An emulated timer may be late on a host that is busy: a kernel that checks it panics then.
-    # Under KVM and Hyper-V it does not check it anyway.
-    "cmdline": "console=ttyS0 quiet panic=-1 no_timer_check lockdown=integrity "
+    # In emulation on a busy host timers are late. A kernel that checks them panics then (under KVM
+    # and Hyper-V it does not check), and one that keeps the time by the processor's counter, whose
+    # rate it measures by such a timer, may run many times too fast. Azure has no HPET.
+    "cmdline": "console=ttyS0 quiet panic=-1 no_timer_check clocksource=hpet lockdown=integrity "
                "module.sig_enforce=1 rdinit=/init random.trust_cpu=on",
 }  # fmt: skip
 EMPTY = ("dev", "proc", "run", "sys", "tmp", "var", "usr/lib/aicert/modules")
 LOADER = "usr/lib/x86_64-linux-gnu/ld-linux-x86-64.so.2"
 ESP_BYTES = 64 << 20
+KEPT, KEPT_SECONDS = 3, 7 * 24 * 3600
 
 
 def cache_folder() -> Path:
@@ -156,7 +159,28 @@ def build(
                 _compare(json.loads((packages / "packages.json").read_text()), locked)
                 _build(packages, work, target, debug=debug)
         point(cache / ("debug" if debug else "image"), target)
+        for used in (target, packages):
+            os.utime(used)
+            prune(cache, used.name.partition("-")[0])
     return target
+
+
+def prune(cache: Path, kind: str) -> list[str]:
+    """Remove what nobody has asked for in a week, but the last three of a kind; return the names.
+
+    A folder in which somebody has put anything, such as reference values, stays for ever.
+    """
+    built = {"disk.raw", "image.efi", "image.json", "root.tar", "packages.json"}
+    found = sorted(cache.glob(f"{kind}-*"), key=lambda path: path.stat().st_mtime)
+    removed = []
+    for folder in found[:-KEPT]:
+        old = folder.stat().st_mtime < time.time() - KEPT_SECONDS
+        if old and {path.name for path in folder.iterdir()} <= built:
+            # By one step under another name: half of an image must not look like one.
+            gone = folder.rename(cache / f"old-{folder.name}")
+            shutil.rmtree(gone)
+            removed.append(folder.name)
+    return removed
 
 
 def compare(*, debug: bool = False, archive: Sequence[str] = ()) -> bool:

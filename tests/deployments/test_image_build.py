@@ -3,6 +3,7 @@
 import json
 import os
 import stat
+import time
 from pathlib import Path
 
 import pytest
@@ -60,3 +61,23 @@ def test_what_is_not_named_is_not_kept(tmp_path: Path) -> None:
     build.executable_only(root, {"usr/bin/wanted"})
     assert stat.S_IMODE((root / "usr/bin/wanted").stat().st_mode) == 0o755
     assert stat.S_IMODE((root / "usr/lib/kept/deep/file").stat().st_mode) == 0o644
+
+
+def test_images_that_nobody_asks_for_any_more_go_but_the_last_and_what_somebody_added_to(
+    tmp_path: Path,
+) -> None:
+    days = {"image-a": 0, "image-b": 1, "image-c": 30, "image-d": 8, "image-e": 6, "image-f": 9,
+            "debug-a": 30, "image-signed": 40}  # fmt: skip
+    for name, age in days.items():
+        (tmp_path / name).mkdir()
+        for file in ("disk.raw", "image.efi", "image.json"):
+            (tmp_path / name / file).touch()
+        if name == "image-signed":
+            (tmp_path / name / "reference.json").touch()
+        used = time.time() - age * 24 * 3600 - 60
+        os.utime(tmp_path / name, (used, used))
+    build.point(tmp_path / "image", tmp_path / "image-a")
+    assert sorted(build.prune(tmp_path, "image")) == ["image-c", "image-d", "image-f"]
+    left = {path.name for path in tmp_path.iterdir()}
+    assert left == {"image", "image-a", "image-b", "image-e", "image-signed", "debug-a"}
+    assert build.prune(tmp_path, "image") == build.prune(tmp_path, "debug") == []
