@@ -330,6 +330,13 @@ def _azure_tags(tags: Mapping[str, str | None]) -> dict[str, str]:
     return {f"{_TAG_PREFIX}{name}": value for name, value in tags.items() if value is not None}
 
 
+def tpm_lock(tcti: str) -> Path:
+    """Return the file whose lock says that somebody uses the TPM behind a TCTI."""
+    # A device has two names (tpm0, tpmrm0), and a host one TPM.
+    place = "device" if tcti.startswith("device:") else tcti
+    return RUNTIME / f"tpm-{hashlib.sha256(place.encode()).hexdigest()[:12]}.lock"
+
+
 @contextmanager
 def _owning_tpm(config: MachineConfig, on_wait: Callable[[str], None]) -> Iterator[list[int]]:
     """Lock the host's TPM, where it is used; yield the lock's descriptor, for the agent to hold.
@@ -339,11 +346,8 @@ def _owning_tpm(config: MachineConfig, on_wait: Callable[[str], None]) -> Iterat
     if config.kind in ("local", "qemu"):
         yield []
         return
-    # A device has two names (tpm0, tpmrm0), and a host one TPM.
-    place = "device" if config.tcti.startswith("device:") else config.tcti
     RUNTIME.mkdir(mode=0o700, parents=True, exist_ok=True)
-    path = RUNTIME / f"tpm-{hashlib.sha256(place.encode()).hexdigest()[:12]}.lock"
-    descriptor = os.open(path, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
+    descriptor = os.open(tpm_lock(config.tcti), os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
     try:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -585,10 +589,14 @@ def _await_boot(process: subprocess.Popen[bytes], directory: Path) -> Remote:
     for name in ("agent.log", qemu.CONSOLE):
         with suppress(OSError):
             said.append((directory / name).read_text("utf-8", "replace").strip()[-1500:])
+    ended = process.poll() is not None
     raise StartError(
-        "the virtual machine did not come up",
+        "the virtual machine ended before its agent answered"
+        if ended
+        else f"the virtual machine's agent did not answer within {BOOT_SECONDS:.0f} s",
         got="\n".join(filter(None, said)) or f"exit status {process.poll()}",
-        advice="these lines are QEMU's and the machine's console",
+        advice="these lines are QEMU's and the console's last; nothing of the run was sent yet, so "
+        "it can be started again",
     )
 
 

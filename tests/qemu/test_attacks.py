@@ -21,7 +21,14 @@ from aicert import tpm2
 from aicert.agent import qemu, sending
 from aicert.agent.channel import Attestation
 from aicert.agent.client import AgentClient, AgentError, LostAgentError
-from aicert.agent.machine import BootError, _check_boot
+from aicert.agent.machine import (
+    BootError,
+    MachineConfig,
+    StartError,
+    _check_boot,
+    living,
+    start,
+)
 from aicert.agent.run import Run
 from aicert.agent.spec import Spec
 from deployments.image import build, formats, secure_boot
@@ -134,15 +141,24 @@ def other_agent(image: qemu.Image, work: Path) -> AbstractContextManager[Vm]:
     return vm.booting(work / "disk.raw", shape=SHAPE)
 
 
-def altered_root(image: qemu.Image, work: Path) -> AbstractContextManager[Vm]:
-    """Alter the root on the disk, and leave its hash as it was: the tables at its end."""
+def start_with_altered_root(image: qemu.Image, work: Path) -> StartError:
+    """Alter the root on the disk, and leave its hash as it was: the tables at its end.
+
+    Then start it as an operator does, and return the error.
+    """
     disk = Path(shutil.copy(image.disk, work / "disk.raw"))
+    shutil.copy(image.folder / "image.json", work)
     words = formats.pe_sections((image.folder / "image.efi").read_bytes())[".cmdline"].decode()
     end = int(words.rpartition(",")[2]) * formats.BLOCK
     with disk.open("r+b") as file:
         file.seek(vm.root_at(disk) + end - 64 * 1024)
         file.write(hashlib.sha256(b"evil").digest() * 2048)
-    return vm.booting(disk, shape=SHAPE)
+    config = MachineConfig(kind="qemu", state=work / "state", image=work, memory=SHAPE.memory)
+    with pytest.raises(StartError) as caught:
+        start(config, str(uuid.uuid4()))
+    assert living(config.state) == []
+    assert list((config.state / "machines").iterdir()) == []
+    return caught.value
 
 
 ATTACKS: dict[str, Attack] = {
@@ -150,30 +166,26 @@ ATTACKS: dict[str, Attack] = {
     "credential": credential,
     "overlay": overlay,
     "agent": other_agent,
-    "root": altered_root,
 }
 
 
 @pytest.fixture(scope="module")
 def attacked(
     image: qemu.Image, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Callable[[str], tuple[Vm, Attestation | None]]]:
-    """Start all of them at once; give each one's machine and what it attested to, if it did."""
+) -> Iterator[Callable[[str], tuple[Vm, Attestation]]]:
+    """Start all of them at once; give each one's machine and what it attested to."""
     with ExitStack() as stack, ThreadPoolExecutor(len(ATTACKS)) as pool:
 
-        def one(name: str) -> tuple[Vm, Attestation | None]:
+        def one(name: str) -> tuple[Vm, Attestation]:
             work = tmp_path_factory.mktemp(name.replace(" ", "-"))
-            machine = stack.enter_context(ATTACKS[name](image, work))
-            if name == "root":
-                machine.until("never")  # waits for its end
-                return machine, None
-            return machine, machine.attest()
+            booted = stack.enter_context(ATTACKS[name](image, work))
+            return booted, booted.attest()
 
         started: dict[str, Future[Any]] = {name: pool.submit(one, name) for name in ATTACKS}
         yield lambda name: started[name].result()
 
 
-Attacked = Callable[[str], tuple[Vm, Any]]
+Attacked = Callable[[str], tuple[Vm, Attestation]]
 
 
 def differences(booted: Booted, answer: Attestation) -> list[int]:
@@ -222,9 +234,12 @@ def test_another_agent_and_the_second_uki_that_it_needs_are_seen(
     assert vm.problems(signed, answer) == differences(booted, answer)
 
 
-def test_a_root_that_was_altered_does_not_come_up(attacked: Attacked) -> None:
-    machine, _ = attacked("root")
-    assert not machine.lives
+def test_a_root_that_was_altered_does_not_come_up_and_its_kernel_says_why(
+    image: qemu.Image, short_tmp: Path
+) -> None:
+    error = start_with_altered_root(image, short_tmp)
+    assert "ended before its agent answered" in error.message
+    assert "Kernel panic - not syncing: dm-verity device corrupted" in str(error.got)
 
 
 @pytest.mark.parametrize("name", ["command line", "credential", "overlay", "agent"])
@@ -296,7 +311,7 @@ def restart_tpm(machine: Vm) -> None:
                 taken["data" if maker == qemu_process.pid else "control"] = each
         control, data = taken["control"], taken["data"]
         for each in (control, data):
-            each.settimeout(10)
+            each.settimeout(120)
         control.sendall(struct.pack(">II", 2, 0))  # CMD_INIT: power it off and on
         assert control.recv(4) == bytes(4)
         data.sendall(bytes.fromhex("80010000000c000001440000"))  # TPM2_Startup(CLEAR)

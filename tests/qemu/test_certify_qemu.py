@@ -18,6 +18,9 @@ from deployments.image.reference import policy
 from examples.images import tiny
 from flows.certify import certify
 from tests.support.pipeline import CERTIFY, machines, write_spec
+from tests.support.vm import MARKS
+
+pytestmark = MARKS
 
 # What a training would need to extend a PCR: the TPM, or the agent's files. It says what it got.
 BREAK_OUT = """

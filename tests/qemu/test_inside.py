@@ -167,9 +167,9 @@ def test_the_firewall_shuts_off_the_host_and_every_port_but_the_agents(inside: I
     # It is the firewall that does: without it, both work.
     assert shell.run("/usr/sbin/nft flush ruleset")[0] == 0
     try:
-        assert reaches_host(shell)
+        assert any(reaches_host(shell) for _ in range(10))
         # The connection that was dropped may still be knocking, and take the one place there is.
-        assert any(reached_by_host(port, shell) for _ in range(5))
+        assert any(reached_by_host(port, shell) for _ in range(10))
     finally:
         assert shell.run("/usr/sbin/nft -f /usr/lib/aicert/firewall.nft")[0] == 0
     assert not reaches_host(shell)
