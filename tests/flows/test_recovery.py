@@ -6,6 +6,7 @@ import signal
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -54,15 +55,37 @@ def installation(installed_once: Installation, state: Path) -> Iterator[Installa
             installed_once.start_worker()
 
 
-def begin(
-    installation: Installation, folder: Path, state: Path, image: str, seconds: int, **machine: Any
-) -> str:
-    """Start a run and wait until it trains, which takes some seconds; return its id."""
-    script = f"echo begun; sleep {seconds}; echo trained; {CERTIFY}"
-    spec = write_spec(folder, script, image=image)
+def slow(folder: Path) -> str:
+    """Return the script of a training that goes on until `train_on` tells it to end."""
+    wait = 'while [ -z "$told" ]; do sleep 0.1; done'
+    return f": {folder}; trap told=1 USR1; echo begun; {wait}; echo trained; {CERTIFY}"
+
+
+def begin(installation: Installation, folder: Path, state: Path, image: str, **machine: Any) -> str:
+    """Start a run and wait until it trains, which it does until it is told; return its id."""
+    spec = write_spec(folder, slow(folder), image=image)
     run = run_id(installation.run(spec, state, folder / "s", **machine))
     installation.await_line(run, "begun")
     return run
+
+
+def trainings(folder: Path) -> list[Process]:
+    """Return the containers' first processes, of the runs that were begun with this folder."""
+    return [each for each in mentioning(folder) if each.command.startswith(f"sh -c : {folder};")]
+
+
+def train_on(folder: Path) -> None:
+    """Wait for the trainings of this folder, have them go on to their end, and wait for that."""
+    await_true(lambda: bool(trainings(folder)), 240, "it trains")
+
+    def ended() -> bool:
+        left = trainings(folder)
+        for training in left:  # one that has only just begun does not hear it yet
+            with suppress(ProcessLookupError):
+                os.kill(training.pid, signal.SIGUSR1)
+        return not left
+
+    await_true(ended, 240, "the training ends")
 
 
 def reported(installation: Installation, run: str) -> None:
@@ -139,7 +162,7 @@ def run_in(store: Path, digest: str) -> str:
 def test_a_retry_goes_on_where_the_killed_run_stood(
     installation: Installation, image: str, state: Path, tmp_path: Path
 ) -> None:
-    run = begin(installation, tmp_path, state, image, 6, outlive=OUTLIVE)
+    run = begin(installation, tmp_path, state, image, outlive=OUTLIVE)
     (said,) = [line for line in installation.lines(run) if line.startswith("run ")]
     measured = said.split()[1]
     family = installation.family()
@@ -149,6 +172,7 @@ def test_a_retry_goes_on_where_the_killed_run_stood(
     agent = agent_of(family)
     assert agent.lives and len(machines(state)) == 1
     installation.prefect("flow-run", "retry", run)
+    train_on(tmp_path)
     digest = certified(installation, run, tmp_path / "s")
     # The very run that was begun: the same training on the same machine, measured once.
     assert run_in(tmp_path / "s", digest) == measured
@@ -163,13 +187,14 @@ def test_a_retry_goes_on_where_the_killed_run_stood(
 def test_a_retry_starts_over_where_the_machine_died_with_the_run(
     installation: Installation, image: str, state: Path, tmp_path: Path
 ) -> None:
-    run = begin(installation, tmp_path, state, image, 3)
+    run = begin(installation, tmp_path, state, image)
     (said,) = [line for line in installation.lines(run) if line.startswith("run ")]
     family = installation.family()
     kill(installation.flow_process())
     assert_gone([process for process in family if str(state) in process.command])
     reported(installation, run)
     installation.prefect("flow-run", "retry", run)
+    train_on(tmp_path)
     digest = certified(installation, run, tmp_path / "s")
     assert run_in(tmp_path / "s", digest) != said.split()[1]
     assert machines(state) == []
@@ -178,12 +203,20 @@ def test_a_retry_starts_over_where_the_machine_died_with_the_run(
 def test_a_retry_trains_nothing_where_the_killed_run_had_published(
     installation: Installation, image: str, state: Path, tmp_path: Path
 ) -> None:
-    run = begin(installation, tmp_path, state, image, 2)
+    run = begin(installation, tmp_path, state, image)
     flow = installation.flow_process()
+    train_on(tmp_path)
     made = {"flow_run_id": {"any_": [run]}, "key": {"any_": ["aicert-tiny-publish"]}}
-    await_true(
-        lambda: bool(installation.api("artifacts/filter", {"artifacts": made})), 240, "it publishes"
-    )
+
+    def has_published() -> bool:
+        # It stands still meanwhile: however long the answer takes, it is not over then.
+        os.kill(flow.pid, signal.SIGSTOP)
+        if installation.api("artifacts/filter", {"artifacts": made}):
+            return True
+        os.kill(flow.pid, signal.SIGCONT)
+        return False
+
+    await_true(has_published, 240, "it publishes")
     kill(flow)
     (digest,) = published(tmp_path / "s")
     reported(installation, run)
@@ -197,7 +230,7 @@ def test_a_retry_trains_nothing_where_the_killed_run_had_published(
 def test_a_run_whose_process_and_worker_die_is_noticed_and_the_reaper_ends_its_machine(
     installation: Installation, image: str, state: Path, tmp_path: Path
 ) -> None:
-    run = begin(installation, tmp_path, state, image, 50, outlive=OUTLIVE)
+    run = begin(installation, tmp_path, state, image, outlive=OUTLIVE)
     family = installation.family()
     flow = installation.flow_process()
     installation.kill("worker")
@@ -225,8 +258,9 @@ def test_a_run_whose_process_and_worker_die_is_noticed_and_the_reaper_ends_its_m
 def test_a_run_survives_its_worker(
     installation: Installation, image: str, state: Path, tmp_path: Path
 ) -> None:
-    run = begin(installation, tmp_path, state, image, 4)
+    run = begin(installation, tmp_path, state, image)
     installation.kill("worker")
+    train_on(tmp_path)
     certified(installation, run, tmp_path / "s")
     await_true(lambda: machines(state) == [], 240, "the machine is gone")
 
@@ -273,7 +307,7 @@ def test_the_reaper_knows_the_runs_of_every_deployment(
 def test_a_killed_agent_fails_the_run_and_leaves_nothing(
     installation: Installation, image: str, state: Path, tmp_path: Path
 ) -> None:
-    run = begin(installation, tmp_path, state, image, 50)
+    run = begin(installation, tmp_path, state, image)
     family = [process for process in installation.family() if str(state) in process.command]
     kill(agent_of(family))
     ended = installation.await_state(run, "FAILED", "COMPLETED", "CRASHED")
@@ -285,9 +319,9 @@ def test_a_killed_agent_fails_the_run_and_leaves_nothing(
 def test_a_killed_container_fails_the_run_and_says_so(
     installation: Installation, image: str, state: Path, tmp_path: Path
 ) -> None:
-    run = begin(installation, tmp_path, state, image, 50)
-    family = installation.family()
-    (training,) = [process for process in family if process.command.startswith("sh -c echo begun")]
+    run = begin(installation, tmp_path, state, image)
+    (training,) = trainings(tmp_path)
+    assert training in installation.family()
     kill(training)
     ended = installation.await_state(run, "FAILED", "COMPLETED", "CRASHED")
     assert ended["type"] == "FAILED" and "[training.killed]" in ended["message"], ended
@@ -301,9 +335,9 @@ def test_a_run_goes_on_while_the_server_is_dead(
     installation: Installation, image: str, state: Path, tmp_path: Path
 ) -> None:
     before = slots(installation)
-    run = begin(installation, tmp_path, state, image, 3)
+    run = begin(installation, tmp_path, state, image)
     installation.kill("server")
-    time.sleep(6)  # the training ends meanwhile
+    train_on(tmp_path)
     installation.start_server()
     certified(installation, run, tmp_path / "s")
     assert machines(state) == []
@@ -315,9 +349,10 @@ def test_a_run_goes_on_while_the_server_is_dead(
 def test_a_run_goes_on_when_the_network_is_lost_for_a_while(
     installation: Installation, image: str, state: Path, tmp_path: Path
 ) -> None:
-    run = begin(installation, tmp_path, state, image, 3)
+    run = begin(installation, tmp_path, state, image)
     installation.stop("server")  # connections stay open, and nothing answers: as behind a cut
-    time.sleep(10)
+    train_on(tmp_path)
+    time.sleep(5)
     installation.go_on("server")
     certified(installation, run, tmp_path / "s")
     assert machines(state) == []
@@ -327,8 +362,7 @@ def test_workers_on_two_hosts_share_the_runs_and_train_on_while_a_network_is_cut
     installation: Installation, image: str, state: Path, tmp_path: Path
 ) -> None:
     installation.kill("worker")
-    script = f"echo begun; sleep 8; {CERTIFY}"
-    spec = write_spec(tmp_path, script, image=image)
+    spec = write_spec(tmp_path, slow(tmp_path), image=image)
     runs = [run_id(installation.run(spec, state, tmp_path / str(n))) for n in range(2)]
     with elsewhere(installation) as one, elsewhere(installation) as other:
         try:
@@ -337,7 +371,8 @@ def test_workers_on_two_hosts_share_the_runs_and_train_on_while_a_network_is_cut
             for run in runs:
                 installation.await_line(run, "begun")
             one.cut()
-            time.sleep(6)
+            train_on(tmp_path)
+            time.sleep(5)
             one.mend()
             for number, run in enumerate(runs):
                 certified(installation, run, tmp_path / str(number))

@@ -6,7 +6,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,7 +28,7 @@ def write_spec(folder: Path, script: str = f"echo epoch 1; {CERTIFY}", **fields:
         "image": fields.pop("image"),
         "command": ["sh", "-c", script],
         "inputs": [{"name": "data", "uri": "file:data", **fields.pop("input", {})}],
-        "limits": {"memory": "64MiB", "cpus": 1, "time": "1min", **fields.pop("limits", {})},
+        "limits": {"memory": "64MiB", "cpus": 1, "time": "10min", **fields.pop("limits", {})},
         **fields,
     }
     path = folder / "spec.json"
@@ -139,10 +139,11 @@ def assert_gone(processes: list[Process], seconds: float = 120.0) -> None:
 class Driven:
     """A run of the flow in another process, which says what it does, line by line."""
 
-    def __init__(self, spec: Path, state: Path, store: Path, api: str) -> None:
-        """Start the run."""
+    def __init__(self, spec: Path, state: Path, store: Path, api: str, last: object) -> None:
+        """Start the run; what it says with all the fields of `last`, if any, is its last word."""
+        where = [str(spec), str(state), str(store)]
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "tests.support.drive", str(spec), str(state), str(store)],
+            [sys.executable, "-m", "tests.support.drive", *where, json.dumps(last)],
             cwd=ROOT,
             env={**os.environ, "PREFECT_API_URL": api},
             stdout=subprocess.PIPE,
@@ -187,9 +188,11 @@ class Driven:
 
 
 @contextmanager
-def driven(spec: Path, state: Path, store: Path, api: str) -> Iterator[Driven]:
+def driven(
+    spec: Path, state: Path, store: Path, api: str, last: Mapping[str, str] | None = None
+) -> Iterator[Driven]:
     """Hold a run in a process of its own for the length of a block."""
-    run = Driven(spec, state, store, api)
+    run = Driven(spec, state, store, api, last or {})
     try:
         yield run
     finally:
