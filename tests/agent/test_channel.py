@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 
 from aicert import events, log, tpm2
+from aicert.agent import engine
 from aicert.agent.ca import DevelopmentCa, Enrollment
 from aicert.agent.channel import (
     Attestation,
@@ -88,6 +89,7 @@ def far(factory: Factory, short_tmp: Path) -> Iterator[Far]:
     finally:
         process.send_signal(signal.SIGTERM)
         process.wait(120)
+        engine.clear(short_tmp / "run" / "engine")
 
 
 def test_the_tpm_vouches_for_the_channel_before_anything_is_sent(far: Far) -> None:

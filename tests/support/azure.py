@@ -22,7 +22,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
 
 from aicert import tpm2
-from aicert.agent import azure, azure_machine, azure_vm
+from aicert.agent import azure, azure_machine, azure_vm, engine
 from aicert.agent.swtpm import Swtpm
 from aicert.agent.tpm import Tpm
 from blocks import AzureMachine
@@ -162,7 +162,8 @@ class Cloud:
                 ],
                 stdout=log, stderr=log,
             )  # fmt: skip
-            stack.callback(process.wait, 30)
+            stack.callback(engine.clear, folder / "run" / "engine")
+            stack.callback(process.wait, 240)
             stack.callback(process.send_signal, signal.SIGTERM)
             self._machines[machine["id"].lower()] = stack.pop_all()
 

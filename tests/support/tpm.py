@@ -16,6 +16,7 @@ from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from tpm2_pytss.internal.templates import ek_template
 
 from aicert.agent.ca import DevelopmentCa
+from aicert.agent.machine import tpm_lock
 from aicert.agent.swtpm import Swtpm, manufacture
 from tests.support.forger import tpm2b
 
@@ -58,7 +59,11 @@ def relay(tpm: Swtpm) -> Iterator[str]:
             _listening(path, lambda sock: _serve(sock, tpm.exchange)),
             _listening(Path(f"{path}.ctrl"), _agree),
         ):
-            yield f"swtpm:path={path}"
+            tcti = f"swtpm:path={path}"
+            try:
+                yield tcti
+            finally:  # nobody will ask for this TPM again
+                tpm_lock(tcti).unlink(missing_ok=True)
 
 
 @contextmanager
