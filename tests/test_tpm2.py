@@ -109,12 +109,12 @@ SEEDS = [
 @settings(max_examples=300, deadline=None)
 @given(data=st.binary(max_size=600))
 def test_random_bytes_never_crash_a_parser(parser: int, data: bytes) -> None:
-    start = time.monotonic()
+    start = time.process_time()  # the machine may do other things meanwhile
     try:
         PARSERS[parser](data)
     except Error:
         pass
-    assert time.monotonic() - start < 1
+    assert time.process_time() - start < 1
 
 
 @pytest.mark.parametrize("parser", range(len(PARSERS)))

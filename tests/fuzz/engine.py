@@ -4,6 +4,7 @@ There is no coverage here (`--engine atheris` has it): an input is worth keeping
 it fails, or is accepted, in a way that no input has before.
 """
 
+import gc
 import re
 import resource
 import signal
@@ -94,13 +95,21 @@ class Fuzzer:
         return outcome
 
     def _slow_again(self, data: bytes) -> bool:
-        """Tell whether the processor, not the machine's other work, was the reason."""
-        start = time.process_time()
+        """Tell whether the input was the reason, and not what else the machine or Python had to do.
+
+        That is: other processes, other threads of this one, and garbage of earlier tests.
+        """
+        gc.collect()
+        gc.freeze()
+        start = time.thread_time()
         try:
             self.target.run(data)
         except Error:
             pass
-        return time.process_time() - start > MAX_SECONDS
+        finally:
+            seconds = time.thread_time() - start
+            gc.unfreeze()
+        return seconds > MAX_SECONDS
 
     def seeds(self) -> None:
         """Run the seeds, the inputs that once found a bug, and the large ones."""
