@@ -53,6 +53,38 @@ def prefect_server() -> Iterator[str]:
         yield str(url)
 
 
+# Groups of tests that run in one process each, those that take longest first.
+GROUPS = (
+    "qemu",
+    "recovery",
+    "system",
+    "azure-flow",
+    "certify",
+    "kill-0",
+    "kill-1",
+    "care",
+    "evaluate",
+    "reproduce",
+    "cli",
+    "stores",
+    "blobs",
+    "podman",
+    "docker",
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with the groups that take longest, so that the processes have done at the same time."""
+
+    def place(item: pytest.Item) -> int:
+        mark = item.get_closest_marker("xdist_group")
+        if mark is None:
+            return len(GROUPS) + 1
+        return GROUPS.index(mark.args[0]) if mark.args[0] in GROUPS else len(GROUPS)
+
+    items.sort(key=place)
+
+
 def pytest_configure(config: pytest.Config) -> None:
     """Declare the marker of the tests that show the guard at work."""
     config.addinivalue_line("markers", "tries_outside: means to be stopped by the guard")

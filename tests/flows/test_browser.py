@@ -113,7 +113,7 @@ def test_the_form_starts_a_run_that_ends_with_the_card(
 def test_the_run_s_cancel_button_ends_container_and_machine_within_ten_seconds(
     installation: Installation, window: Browser, image: str, state: Path, tmp_path: Path
 ) -> None:
-    spec = write_spec(tmp_path, f"echo begun; sleep 100; {CERTIFY}", image=image)
+    spec = write_spec(tmp_path, f"echo begun; sleep 500; {CERTIFY}", image=image)
     run = submit(installation, window, spec, state, tmp_path / "s")
     installation.await_line(run, "begun")
     window.open(f"{installation.url}/runs/flow-run/{run}")

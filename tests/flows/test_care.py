@@ -33,7 +33,7 @@ from flows.retrain import retrain
 from tests.support.pipeline import ROOT, published, write_spec
 from tests.support.pipeline import machines as folders
 
-pytestmark = [pytest.mark.xdist_group("certify"), pytest.mark.usefixtures("prefect_server")]
+pytestmark = [pytest.mark.xdist_group("care"), pytest.mark.usefixtures("prefect_server")]
 
 
 @dataclass

@@ -126,14 +126,15 @@ def test_an_interrupt_ends_it_and_its_machine(
     tmp_path: Path,
     ended: list[subprocess.Popen[str]],
 ) -> None:
-    process = start(write_spec(tmp_path, "echo begun; sleep 50", image=image), state, verbose=True)
+    spec = write_spec(tmp_path, "echo begun; sleep 500", image=image)
+    process = start(spec, state, verbose=True)
     ended.append(process)
     assert process.stderr is not None
     for line in process.stderr:
         if line.strip() == "begun":
             break
     process.send_signal(number)
-    assert process.wait(15) == status
+    assert process.wait(240) == status
     assert machines(state) == []
     assert mentioning(state) == []
 
@@ -141,7 +142,7 @@ def test_an_interrupt_ends_it_and_its_machine(
 def test_killed_it_takes_its_server_and_its_machine_with_it(
     image: str, state: Path, tmp_path: Path, ended: list[subprocess.Popen[str]]
 ) -> None:
-    spec = write_spec(tmp_path, f"echo begun; sleep 50; {CERTIFY}", image=image)
+    spec = write_spec(tmp_path, f"echo begun; sleep 500; {CERTIFY}", image=image)
     process = start(spec, state, verbose=True)
     ended.append(process)
     assert process.stderr is not None

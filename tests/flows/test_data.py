@@ -18,7 +18,7 @@ from blocks import FolderStore, LocalMachine
 from flows.certify import certify
 from tests.support.pipeline import write_spec
 
-pytestmark = pytest.mark.xdist_group("certify")
+pytestmark = pytest.mark.xdist_group("data")
 
 
 @dataclass

@@ -16,7 +16,7 @@ from flows.certify import certify
 from flows.evaluate import evaluate
 from tests.support.pipeline import CERTIFY, machines, published, write_spec
 
-pytestmark = [pytest.mark.xdist_group("certify"), pytest.mark.usefixtures("prefect_server")]
+pytestmark = [pytest.mark.xdist_group("evaluate"), pytest.mark.usefixtures("prefect_server")]
 
 LENGTH = (
     "n=$(wc -c < /inputs/model/model.bin); "

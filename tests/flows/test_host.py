@@ -11,7 +11,7 @@ from flows.certify import certify
 from tests.support.pipeline import machines, published, write_spec
 from tests.support.tpm import Factory, relay
 
-pytestmark = [pytest.mark.xdist_group("certify"), pytest.mark.usefixtures("prefect_server")]
+pytestmark = [pytest.mark.xdist_group("host"), pytest.mark.usefixtures("prefect_server")]
 
 
 def test_two_runs_in_one_boot_of_a_tpm_are_certified_each_by_itself(

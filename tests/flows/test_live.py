@@ -23,7 +23,7 @@ from tasks import fetch as fetching
 from tasks import publish as publishing
 from tests.support.pipeline import CERTIFY, driven, machines, published, write_spec
 
-pytestmark = [pytest.mark.xdist_group("certify"), pytest.mark.usefixtures("prefect_server")]
+pytestmark = [pytest.mark.xdist_group("live"), pytest.mark.usefixtures("prefect_server")]
 
 SIZE = 24 << 20
 

@@ -24,7 +24,7 @@ from flows.certify import certify
 from flows.reproduce import reproduce
 from tests.support.pipeline import CERTIFY, machines, published, write_spec
 
-pytestmark = [pytest.mark.xdist_group("certify"), pytest.mark.usefixtures("prefect_server")]
+pytestmark = [pytest.mark.xdist_group("reproduce"), pytest.mark.usefixtures("prefect_server")]
 
 HEADER = '{"w":{"dtype":"F32","shape":[4],"data_offsets":[0,16]}}'
 NOISY = (

@@ -12,7 +12,7 @@ from prefect.task_runners import ProcessPoolTaskRunner
 from aicert import manifest
 from flows.survey import survey
 
-pytestmark = pytest.mark.xdist_group("certify")
+pytestmark = pytest.mark.xdist_group("survey")
 
 
 @pytest.fixture
