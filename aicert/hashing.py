@@ -27,6 +27,9 @@ if TYPE_CHECKING:
 BATCH = 256
 """The most files that are handed out at a time."""
 
+MIDDLE = 1 << 20
+"""The size, in bytes, below which a helper hashes a file, as one of a batch."""
+
 MAX_HELPERS = 3
 """The most helper processes: one that walks and puts in order keeps no more busy."""
 
@@ -44,7 +47,6 @@ FILE_FLAGS = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 
 _FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
 _SMALL = 64 << 10  # below: no thread is worth its while
-_MIDDLE = 1 << 20  # below: a helper hashes it, as one of a batch
 _CHUNK = 1 << 20
 _MANY = 2 * 1024  # files that have been met before helpers are started: they take as long
 _ASKED = 2  # batches that a helper has at a time, so that it need not wait for the next
@@ -325,11 +327,15 @@ def hash_runs(
             if progress is not None:
                 progress(sum(size for size, digest in found if digest is not None))
 
-        def finish(batch: _Batch) -> Iterator[Hashed]:
-            nonlocal held
+        def await_found(batch: _Batch) -> None:
             while batch.found is None:
                 assert batch.helper is not None
                 settle(*batch.helper.answer())
+
+        def finish(batch: _Batch) -> Iterator[Hashed]:
+            nonlocal held
+            await_found(batch)
+            assert batch.found is not None
             held -= batch.count
             paths = (
                 f"{folder}/{name}" if folder else name
@@ -355,6 +361,8 @@ def hash_runs(
                 settle(batch, hash_batch(root, batch.runs, others.limit))
             while waiting and (held > _HELD or waiting[0].is_done()):
                 yield from finish(waiting.popleft())
+        for batch in waiting:
+            await_found(batch)  # of all first, so that no large one waits to be begun
         while waiting:
             yield from finish(waiting.popleft())
 
@@ -481,7 +489,7 @@ class _Helpers:
         try:
             for _ in range(wanted):
                 self._all.append(_Helper(self._root))
-                self.limit = _MIDDLE
+                self.limit = MIDDLE
         except OSError:
             pass  # this machine lets us have no more processes
 
@@ -601,7 +609,7 @@ def serve(root: int, channel: int) -> None:
 def _answer(root: int, asked: str) -> bytes:
     runs = [(folder, names) for folder, *names in (run.split("\0") for run in asked.split("\n"))]
     try:
-        found = hash_batch(root, runs, _MIDDLE)
+        found = hash_batch(root, runs, MIDDLE)
     except ManifestError as error:
         return _FAILED + "\0".join([error.code, error.message, error.got or ""]).encode()
     return _FOUND + b"".join(

@@ -136,7 +136,8 @@ def _number(value: float) -> str:
 class Cold:
     """One process from its start to its end: seconds by the clock and of the processor, memory.
 
-    The memory is the most that it held at a time, in MiB; the children's are not in it.
+    The memory is the most that it, or one of the processes that it started and waited for, held at
+    a time, in MiB: of the largest alone, and not of all together.
     """
 
     wall: float
@@ -247,13 +248,19 @@ def conditions() -> Iterator[Callable[[], str]]:
         others = max(0.0, (_busy() - busy) - (_own() - own)) / wall
         return (
             f"Measured on {datetime.now(UTC):%Y-%m-%d} with aicert {aicert.__version__}, Python "
-            f"{platform.python_version()}, {os.cpu_count()} cores of {_processor()} with "
-            f"{'' if _sha_extensions() else 'no '}SHA extensions, {_memory()} GiB of memory. Load "
-            f"average before: {before:.1f}. Processor time of all other programs meanwhile: "
-            f"{others:.1f} cores."
+            f"{platform.python_version()}, {machine()}. Load average before: {before:.1f}. "
+            f"Processor time of all other programs meanwhile: {others:.1f} cores."
         )
 
     yield words
+
+
+def machine() -> str:
+    """Say what the machine is: its cores, what hashes, its memory."""
+    return (
+        f"{os.cpu_count()} cores of {_processor()} with {'' if _sha_extensions() else 'no '}SHA "
+        f"extensions, {_memory()} GiB of memory"
+    )
 
 
 def _busy() -> float:

@@ -29,6 +29,7 @@ from pathlib import Path
 from typing import Any
 
 from aicert.agent.audit import Demands, audit
+from benchmarks.harness import machine
 from examples.images import tiny
 from tests.support.installation import Installation, installed, machine_of, store_of
 from tests.support.pipeline import descendants, machines, published, write_spec
@@ -238,7 +239,7 @@ def main() -> int:
         "",
         "`python -m benchmarks.load`, as root: one worker, and then another, on PostgreSQL, "
         "and a training of two seconds. "
-        f"Measured on {datetime.now(UTC):%Y-%m-%d} on {os.cpu_count()} cores; the load average "
+        f"Measured on {datetime.now(UTC):%Y-%m-%d} on {machine()}; the load average "
         f"before was {before:.1f}.",
         "",
         "| | |",

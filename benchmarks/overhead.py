@@ -22,6 +22,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from benchmarks.harness import machine
 from examples.images import tiny
 from tests.support.installation import BIN, Installation, installed, run_id
 from tests.support.pipeline import write_spec
@@ -121,7 +122,7 @@ def main() -> int:
         "# What a run costs beside its training",
         "",
         f"`python -m benchmarks.overhead`, as root, measured on {datetime.now(UTC):%Y-%m-%d} on "
-        f"{os.cpu_count()} cores; load average {min(loads):.1f} to {max(loads):.1f}, of which the "
+        f"{machine()}; load average {min(loads):.1f} to {max(loads):.1f}, of which the "
         f"runs themselves are about one. {options.runs} warm runs each way, in turns: medians in "
         f"seconds, and the range. The training's own second is not counted. The server uses "
         "SQLite, the worker looks for work every second.",
