@@ -467,7 +467,9 @@ class _Helpers:
 
     def __init__(self, root: int, count: int) -> None:
         self._root = root
-        self._wanted = count if sys.executable else 0
+        # Names go as UTF-8, which helpers are told to take them for.
+        able = sys.executable and sys.getfilesystemencoding() == "utf-8"
+        self._wanted = count if able else 0
         self._all: list[_Helper] = []
         self.limit = _SMALL
 
@@ -535,7 +537,8 @@ class _Helper:
         self._channel, other = socket.socketpair()
         self.output = self._channel.fileno()
         package = Path(__file__).resolve().parents[1]
-        command = [sys.executable, "-I", "-S", "-B", "-c", _START, package, root, other.fileno()]
+        options = ["-I", "-S", "-B", "-X", "utf8", "-c", _START]
+        command = [sys.executable, *options, package, root, other.fileno()]
         with other:
             try:
                 self._process = subprocess.Popen(

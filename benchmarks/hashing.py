@@ -150,8 +150,8 @@ def measure(options: Options) -> Result:
               most=1.3),
         ratio(f"{what}: of hashing them too", walls(found["ours"]), walls(found["hash"])),
         Figure(f"{what}: memory", memory(found["ours"]), "MiB", most=95),
-        Figure(f"{what}: memory of a helper", memory(
-            [cold([sys.executable, "-I", "-S", "-B", "-c", HELPER, ROOT, small])]), "MiB"),
+        Figure(f"{what}: memory of a helper", memory([cold(
+            [sys.executable, "-I", "-S", "-B", "-X", "utf8", "-c", HELPER, ROOT, small])]), "MiB"),
     ]  # fmt: skip
     # Half a minute a turn.
     found = _compare({"ours": python(OURS, small), "oms": signed(small)}, options.turns(2))

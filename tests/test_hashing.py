@@ -1,5 +1,6 @@
 """Hashing in order: with threads, with helper processes, and when one of them ends early."""
 
+import ast
 import os
 import signal
 import subprocess
@@ -286,6 +287,27 @@ def test_helpers_end_with_the_one_who_asks(tmp_path: Path, root: int, helped: li
     assert len(helped) == 2 and not any(map(gone, helped))
     found.close()  # type: ignore[attr-defined]
     assert all(map(gone, helped))
+
+
+@pytest.mark.parametrize("locale", ["C", "C.UTF-8"])
+def test_names_of_any_script_reach_a_helper(tmp_path: Path, locale: str) -> None:
+    runs = write(tmp_path, {f"日本/ü{i:04}": i for i in range(600)})
+    code = (
+        "import sys\nfrom aicert import hashing\nhashing._MANY = 0\n"
+        "asked = hashing._Helper.ask\n"
+        "hashing._Helper.ask = lambda *a: (print('asked', file=sys.stderr), asked(*a))\n"
+        "names = [f'ü{i:04}' for i in range(600)]\n"
+        "found = hashing.hash_runs(hashing.open_root(sys.argv[1]), [('日本', names)], jobs=2)\n"
+        "print(ascii(list(found)))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, tmp_path],
+        env={**os.environ, "LC_ALL": locale},
+        capture_output=True,
+        check=True,
+    )
+    assert ast.literal_eval(done.stdout.decode()) == plain(tmp_path, runs)
+    assert b"asked" in done.stderr
 
 
 PARENT = """

@@ -447,6 +447,8 @@ def test_cancelling_stops_the_training_and_the_run(live: Live) -> None:
         ("outputs", "%2e%2e/training.log"),
         ("logs", "../../agent.log"),
         ("manifests", "../ca"),
+        ("manifests", "data"),  # it has none yet
+        ("manifests", "outputs"),
         ("state", "x"),
     ],
 )
