@@ -2,13 +2,18 @@
 
 import json
 import os
+import re
 import stat
 import time
+import tomllib
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
 
 from deployments.image import build
+
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture
@@ -42,6 +47,24 @@ def test_an_image_is_named_by_its_packages_and_these_by_the_lock(lock: Path) -> 
     keys = {build.key_of(name, debug=debug) for name in (first.name, second.name)
             for debug in (False, True)}  # fmt: skip
     assert len(keys) == 4
+
+
+def test_the_agent_asks_for_no_newer_libraries_than_the_image_has() -> None:
+    """What pip would not install beside the agent must not be what a measured machine runs."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    asked = [*project["dependencies"], *project["optional-dependencies"]["agent"]]
+    locked = json.loads((ROOT / "deployments/image/packages.lock.json").read_text())
+    held = {}
+    for requirement in map(Requirement, asked):
+        name = f"python3-{requirement.name.replace('pyyaml', 'yaml')}"
+        if (
+            name in locked
+        ):  # epoch:upstream-revision; Debian took 8.2.0 back as 8.2.0+0.really.8.1.8
+            upstream = locked[name][0].rpartition(":")[2].rpartition("-")[0]
+            held[requirement.name] = re.sub(r".*\+[0-9.]*really\.", "", upstream)
+            assert requirement.specifier.contains(held[requirement.name]), (requirement, held)
+    # rfc8785 is put there from here; all others are Debian's.
+    assert {Requirement(item).name for item in asked} - held.keys() == {"rfc8785"}
 
 
 def test_what_is_not_named_is_not_kept(tmp_path: Path) -> None:
