@@ -430,13 +430,25 @@ def test_a_slow_delete_is_waited_for(arm: Arm, config: VmConfig) -> None:
     assert arm.left() == []
 
 
+def test_the_stand_in_answers_nothing_that_azure_has_no_word_for(
+    arm: Arm, config: VmConfig
+) -> None:
+    machines = vms(config)
+    machines.create(RUN)
+    arm.resources[VM.lower()]["properties"]["storageProfile"]["osDisc"] = {}
+    machines.create(RUN)
+    assert arm.violations and all("'osDisc' was unexpected" in text for text in arm.violations)
+    arm.violations.clear()
+    del arm.resources[VM.lower()]["properties"]["storageProfile"]["osDisc"]
+    machines.destroy(RUN)
+
+
 def test_what_azure_does_not_delete_with_the_machine_is_deleted_by_its_tags(
     arm: Arm, config: VmConfig
 ) -> None:
     machines = vms(config)
     machines.create(RUN)
-    for item in (*arm.of_type("networkInterfaces"), *arm.of_type("virtualMachines")):
-        item["deleteWith"] = "Detach"  # whatever was asked for
+    arm.delete_with.clear()  # whatever was asked for
     machine = arm.resources[VM.lower()]
     machine["properties"]["storageProfile"]["osDisk"]["deleteOption"] = "Detach"
     machines.destroy(RUN)
@@ -686,8 +698,7 @@ def test_the_roles_are_enough_where_they_are_given_and_nothing_is_in_them_for_no
     machines.destroy(RUN)
     # What Azure leaves behind is deleted thing by thing.
     machines.create(RUN)
-    for item in arm.resources.values():
-        item["deleteWith"] = "Detach"
+    arm.delete_with.clear()
     arm.resources[VM.lower()]["properties"]["storageProfile"]["osDisk"].pop("deleteOption")
     (disk,) = arm.of_type("disks")
     disk["tags"] = {"aicert-run": RUN}

@@ -2,11 +2,11 @@
 
 It speaks TLS and the protocol of long-running operations (201 or 202, Azure-AsyncOperation,
 Location, Retry-After), deletes what a machine was made with as `deleteOption` says, leaves a
-machine behind where an allocation fails, holds every request against Microsoft's own schema, made
-strict, and lets nobody do what their roles do not name: to look at how an operation stands is a
-right of its own, in the subscription. What it does not know is a violation, and fails the test. It
-is not Azure: what only Azure knows (which sizes there are, how long things take, what it refuses)
-is scripted by the tests.
+machine behind where an allocation fails, holds every request and its own answers against
+Microsoft's schemas, made strict, and lets nobody do what their roles do not name: to look at how an
+operation stands is a right of its own, in the subscription. What it does not know is a violation,
+and fails the test. It is not Azure: what only Azure knows (which sizes there are, how long things
+take, what it refuses) is scripted by the tests.
 """
 
 import gzip
@@ -44,19 +44,32 @@ OPERATION = r"/locations/[^/]+/(?:\w*operations)/[0-9a-f]{32}$"
 VM = "microsoft.compute/virtualmachines"
 IMAGES = "microsoft.compute/galleries/images"
 VERSIONS = "microsoft.compute/galleries/images/versions"
+NICS = "microsoft.network/networkinterfaces"
+ADDRESSES = "microsoft.network/publicipaddresses"
+
+# By type: the file, and what the type is called in it.
+KINDS = {
+    VM: ("Microsoft.Compute-2025-11-01", "virtualMachines"),
+    IMAGES: ("Microsoft.Compute-2025-03-03", "galleries_images"),
+    VERSIONS: ("Microsoft.Compute-2025-03-03", "galleries_images_versions"),
+    NICS: ("Microsoft.Network-2025-07-01", "networkInterfaces"),
+    ADDRESSES: ("Microsoft.Network-2025-07-01", "publicIPAddresses"),
+}
+READ_ONLY = ("provisioningState", "instanceView")
+"""Properties that an answer has and no request: the schemas are those of requests."""
 
 
 @cache
-def schema(kind: str, version: str) -> dict[str, Any]:
+def schema(kind: str) -> dict[str, Any]:
     """Return what Microsoft's schema says of one kind of resource alone, made strict.
 
     Without descriptions and template expressions, nothing may be there that it does not name, and
     any size of a machine will do: the list of sizes is older than most of them.
     """
-    path = SCHEMAS / f"Microsoft.Compute-{version}.json.gz"
-    original = json.loads(gzip.decompress(path.read_bytes()))
+    file, name = KINDS[kind]
+    original = json.loads(gzip.decompress((SCHEMAS / f"{file}.json.gz").read_bytes()))
     definitions = original["definitions"]
-    machine = original["resourceDefinitions"][kind]
+    machine = original["resourceDefinitions"][name]
     machine = {**machine, "properties": {**machine["properties"]}}
     machine["properties"].pop("resources", None)
     needed: set[str] = set()
@@ -67,13 +80,23 @@ def schema(kind: str, version: str) -> dict[str, Any]:
             pending += _references(definitions[name])
     made: dict[str, Any] = _strict(machine)
     made["definitions"] = {name: _strict(definitions[name]) for name in sorted(needed)}
-    if kind == "virtualMachines":
+    if kind == VM:
         made["definitions"]["HardwareProfile"]["properties"]["vmSize"] = {"type": "string"}
     # Name, type and version stand in the address of the request.
     made["required"] = ["properties", "location"]
     for name in ("name", "type", "apiVersion"):
         del made["properties"][name]
     return made
+
+
+def answer_schema(kind: str) -> dict[str, Any]:
+    """Return the schema of an answer: a request's, and what names the resource."""
+    asked = schema(kind)
+    names = ("id", "name", "type")
+    return asked | {
+        "properties": asked["properties"] | {name: {"type": "string"} for name in names},
+        "required": [*asked["required"], *names],
+    }
 
 
 def _references(value: Any) -> Iterator[str]:
@@ -155,7 +178,8 @@ class Operation:
 class Arm:
     """The stand-in. `resources` are by id in lower case; `requests` are (method, path).
 
-    `linked` is what was asked of the caller's roles besides, by what a request is joined to.
+    `linked` is what was asked of the caller's roles besides, by what a request is joined to;
+    `delete_with` what becomes of what was made with a machine, when that is deleted.
     """
 
     def __init__(self, files: Loopback) -> None:
@@ -176,26 +200,31 @@ class Arm:
         self._operations: dict[str, Operation] = {}
         self.version_fails: tuple[str, str] | None = None
         self.on_version: Callable[[dict[str, Any]], None] = lambda version: None
+        # What is put here by a request of its own; Azure makes the others with a machine.
         self._schemas = {
-            VM: jsonschema.Draft4Validator(schema("virtualMachines", "2025-11-01")),
-            IMAGES: jsonschema.Draft4Validator(schema("galleries_images", "2025-03-03")),
-            VERSIONS: jsonschema.Draft4Validator(schema("galleries_images_versions", "2025-03-03")),
+            kind: jsonschema.Draft4Validator(schema(kind)) for kind in (VM, IMAGES, VERSIONS)
         }
+        self._answers = {kind: jsonschema.Draft4Validator(answer_schema(kind)) for kind in KINDS}
+        self.delete_with: dict[str, str | None] = {}
         self._lock = threading.RLock()
         self.providers = dict.fromkeys(PROVIDERS, "Registered")
         # By scope, and for all below it: the roles of the caller, as (actions, not actions).
         self.permissions: Rights = {"": [(["*"], [])]}
         image = {
+            "identifier": {"publisher": "aicert", "offer": "aicert", "sku": "aicert"},
+            "osType": "Linux",
             "osState": "Specialized",
             "hyperVGeneration": "V2",
             "features": [
                 {"name": "SecurityType", "value": "TrustedLaunchAndConfidentialVmSupported"}
             ],
         }
-        regions = {"publishingProfile": {"targetRegions": [{"name": "West Europe"}]}}
-        for place, properties in ((SUBNET, {}), (IMAGE, regions), (IMAGE_DEFINITION, image)):
-            name = place.rpartition("/")[2]
-            self.resources[place.lower()] = {"id": place, "name": name, "properties": properties}
+        version = {
+            "publishingProfile": {"targetRegions": [{"name": "West Europe"}]},
+            "storageProfile": {},
+        }
+        for place, properties in ((SUBNET, {}), (IMAGE, version), (IMAGE_DEFINITION, image)):
+            self._add(place, type_of(place), {"properties": properties})
         arm = self
 
         class Handler(BaseHTTPRequestHandler):
@@ -272,9 +301,19 @@ class Arm:
                 if not fault.after:
                     return self._fail(handler, fault)
             status, headers, answer = self._answer(handler, path, query, body)
+            self._check_answer(answer)
             if fault is not None:
                 return self._fail(handler, fault)
         return _send(handler, status, headers, answer)
+
+    def _check_answer(self, answer: Any) -> None:
+        """Hold a resource that is answered with against Microsoft's schema."""
+        kind = type_of(answer["id"]) if isinstance(answer, dict) and "id" in answer else ""
+        if kind in self._answers:
+            properties = {k: v for k, v in answer["properties"].items() if k not in READ_ONLY}
+            for error in self._answers[kind].iter_errors({**answer, "properties": properties}):
+                where = "/".join(map(str, error.path))
+                self.violations.append(f"answer {answer['id']}: {where}: {error.message}")
 
     @staticmethod
     def _fail(handler: BaseHTTPRequestHandler, fault: Fault) -> None:
@@ -413,21 +452,18 @@ class Arm:
                 place = f"{PREFIX}/Microsoft.Network/publicIPAddresses/{public['name']}"
                 self._add(place, "Microsoft.Network/publicIPAddresses", public)
                 self.resources[place.lower()]["properties"]["ipAddress"] = "192.0.2.7"
-                self.resources[place.lower()]["deleteWith"] = public["properties"].get(
-                    "deleteOption"
-                )
+                self.delete_with[place.lower()] = public["properties"].get("deleteOption")
                 ip["publicIPAddress"] = {"id": place}
             self._add(nic, "Microsoft.Network/networkInterfaces", {"tags": wanted.get("tags", {})})
             self.resources[nic.lower()]["properties"] = {
                 "ipConfigurations": [{"name": "ip", "properties": ip}]
             }
-            self.resources[nic.lower()]["deleteWith"] = inner.get("deleteOption")
+            self.delete_with[nic.lower()] = inner.get("deleteOption")
             made.append({"id": nic, "properties": {"deleteOption": inner.get("deleteOption")}})
         network["networkInterfaces"] = made
         disk = machine["properties"]["storageProfile"]["osDisk"]
         place = f"{PREFIX}/Microsoft.Compute/disks/{disk['name']}"
         self._add(place, "Microsoft.Compute/disks", {})
-        self.resources[place.lower()]["deleteWith"] = disk.get("deleteOption")
         return machine
 
     def _made(self, machine: dict[str, Any]) -> dict[str, Any] | None:
@@ -527,11 +563,11 @@ class Arm:
         self.on_deleted(machine)
         profile = machine["properties"]["networkProfile"]["networkInterfaces"]
         for nic in (self.resources[item["id"].lower()] for item in profile):
-            if nic["deleteWith"] == "Delete":
+            if self.delete_with.get(nic["id"].lower()) == "Delete":
                 del self.resources[nic["id"].lower()]
                 for ip in nic["properties"]["ipConfigurations"]:
                     public = ip["properties"].get("publicIPAddress")
-                    if public and self.resources[public["id"].lower()]["deleteWith"] == "Delete":
+                    if public and self.delete_with.get(public["id"].lower()) == "Delete":
                         del self.resources[public["id"].lower()]
         disk = machine["properties"]["storageProfile"]["osDisk"]
         if disk.get("deleteOption") == "Delete":
