@@ -75,10 +75,11 @@ def block(lines: str) -> str:
 def key_values(rows: Iterable[Sequence[str]]) -> str:
     """Return a Markdown table of names and values; the first of them stands as its head.
 
-    Markdown has no table without one, and an empty one is drawn as an empty row.
+    Markdown has no table without one, and an empty one is drawn as an empty row; a table that is
+    but a head may not be drawn at all, so one pair is a line.
     """
     first, *others = rows
-    return table(first, others)
+    return table(first, others) if others else f"**{first[0]}**: {first[1]}"
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:

@@ -171,7 +171,7 @@ def certify(
                 held = original.weights(certificate, None, why=f"the input {name}")
                 demanded = policy or own_policy(where.config())
                 verified = demanded.verify(original.read(certificate), model=held)
-                chosen = original.add(chosen, name, verified, held)
+                chosen = original.add(chosen, folder, name, verified, held)
         return perform(
             chosen,
             folder,

@@ -101,7 +101,7 @@ def evaluate(
             verified = demanded.verify(data, model=folder)
         with failing_as("spec"):
             chosen, start = choose_spec(spec, spec_file, base)
-            chosen = _with_model(chosen, verified, folder)
+            chosen = _with_model(chosen, start, verified, folder)
         logger().info("evaluating certificate sha256:%s", verified.certificate_digest)
         result = perform(
             chosen,
@@ -141,7 +141,7 @@ def evaluate(
     return ended(work)  # type: ignore[no-any-return]
 
 
-def _with_model(spec: Spec, verdict: Verdict, folder: Path) -> Spec:
+def _with_model(spec: Spec, base: str | None, verdict: Verdict, folder: Path) -> Spec:
     """Return the spec with the model as an input, or refuse one that evaluates something else."""
     if spec.evaluation is None:
         raise NoEvaluationError(
@@ -149,7 +149,7 @@ def _with_model(spec: Spec, verdict: Verdict, folder: Path) -> Spec:
             got=spec.name,
             advice="say in it what is evaluated: `evaluation: {model: model}`",
         )
-    return original.add(spec, spec.evaluation.model, verdict, folder)
+    return original.add(spec, base, spec.evaluation.model, verdict, folder)
 
 
 def _show(name: str, run: Run, result: dict[str, Any], certificate: str) -> None:

@@ -1,6 +1,7 @@
 """The certificate that a flow starts from, and the files beside it, as the worker can have them."""
 
 from pathlib import Path
+from urllib.parse import quote
 
 from aicert import download, links
 from aicert.agent import spec as specs
@@ -62,10 +63,12 @@ def weights(certificate: str, given: str | None, *, why: str) -> Path:
     return folder
 
 
-def add(spec: Spec, name: str, verdict: Verdict, folder: Path) -> Spec:
+def add(spec: Spec, base: str | None, name: str, verdict: Verdict, folder: Path) -> Spec:
     """Return a spec with a certified model as one more input, linked to its certificate.
 
-    A spec that has such an input already must link it to the same certificate.
+    A spec that has such an input already must link it to the same certificate. Its address is
+    measured, so a `folder` below `base`, where the spec's relative paths start from, is named from
+    there, as a spec would: then it tells nothing of this host, and can be sent to another.
 
     Raises:
         OtherModelError: it has that input, and it is something else.
@@ -82,12 +85,15 @@ def add(spec: Spec, name: str, verdict: Verdict, folder: Path) -> Spec:
                 expected=link,
                 advice="leave that input out of the spec: it is added",
             )
+    uri = folder.as_uri()
+    if base is not None and Path(base) in folder.parents and ".." not in folder.parts:
+        uri = f"file:{quote(str(folder.relative_to(base)))}"
     value = spec.to_json()
     value["inputs"].insert(
         0,
         {
             "name": name,
-            "uri": folder.as_uri(),
+            "uri": uri,
             "sha256": verdict.run.outputs.manifest.root,
             "certificate": link,
         },

@@ -44,7 +44,8 @@ def _about(item: dict[str, Any]) -> list[str]:
     if item.get("revision"):
         rows.insert(0, ("revision", code(item["revision"])))
     if held := item["records"]:
-        distinct = f"{held['distinct']} of them distinct, method {held['method']}"
-        rows.append((f"root of {count(held['count'], 'record')}", f"`{held['root']}`; {distinct}"))
+        many = count(held["count"], "record")
+        rows.append((many, f"{held['distinct']} of them distinct, method {held['method']}"))
+        rows.append(("root of the records", f"`{held['root']}`"))
     what = f"{count(item['files'], 'file')}, {size(item['size'])}, from {code(item['uri'])}"
     return [f"**{text(item['name'])}**: {what}", "", key_values(rows), ""]

@@ -218,6 +218,7 @@ def told(state: State[Any]) -> State[Any]:
     ended; the server should have this one before.
     """
     line = "; ".join(" ".join(part.split()) for part in str(state.message or "").splitlines())
+    line = line.replace(":; ", ": ")  # where a list begins
     # Prefect prints the name as markup of `rich`, which would take a code in brackets for a tag.
     name = clean(line, 1000).replace("[", "(").replace("]", ")")
     resource = {

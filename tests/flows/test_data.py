@@ -71,7 +71,8 @@ def test_the_records_are_measured_with_the_input(certified: Certified) -> None:
     committed = run.inputs[0].records
     assert committed is not None
     assert (committed.method, committed.count, committed.distinct) == ("lines/1", 3, 2)
-    assert f"root of 3 records | `{committed.root}`; 2 of them distinct" in certified.fetched
+    assert f"| root of the records | `{committed.root}` |" in certified.fetched
+    assert "| 3 records | 2 of them distinct, method lines/1 |" in certified.fetched
 
 
 @pytest.mark.parametrize(("record", "outcome"), [

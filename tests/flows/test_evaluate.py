@@ -68,7 +68,10 @@ def place(tmp_path: Path, state: Path, image: str) -> Iterator[Place]:
 
 
 def test_an_evaluation_is_certified_and_bound_to_the_models_certificate(place: Place) -> None:
-    ended = place.evaluate({"bytes": {"atLeast": 5, "atMost": 7}})
+    # Below the spec's folder: so nothing of this machine's paths is measured.
+    held = place.folder / "bench" / "the model"
+    shutil.copytree(place.model / "weights", held)
+    ended = place.evaluate({"bytes": {"atLeast": 5, "atMost": 7}}, weights=str(held))
     assert ended.is_completed(), ended.message
     assert "passed bytes >= 5 and bytes <= 7; bytes 6" in (ended.message or "")
     result = ended.result()
@@ -83,7 +86,8 @@ def test_an_evaluation_is_certified_and_bound_to_the_models_certificate(place: P
     # The spec, and the bar in it, stand in the certificate's first event.
     first = json.loads((made / "certificate.json").read_bytes())["evidence"]["measurementLog"][0]
     assert first["content"]["spec"]["evaluation"]["bar"] == {"bytes": {"atLeast": 5, "atMost": 7}}
-    assert first["content"]["spec"]["inputs"][0]["certificate"] == place.model.name
+    linked = first["content"]["spec"]["inputs"][0]
+    assert (linked["certificate"], linked["uri"]) == (place.model.name, "file:the%20model")
 
 
 def test_a_model_that_fails_fails_the_run_and_that_is_certified(place: Place) -> None:

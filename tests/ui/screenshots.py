@@ -24,12 +24,16 @@ SETTLE_SECONDS = 2.0
 
 @dataclass(frozen=True)
 class Page:
-    """A page, a text that is on it once it is there, and how large a picture shows it whole."""
+    """A page, a text that is on it once it is there, and how large a picture shows it whole.
+
+    Where a `tab` is named, that is opened first: its address alone does not.
+    """
 
     path: str
     shows: str
     height: int = 1300
     width: int = 1400
+    tab: str | None = None
 
 
 def main() -> None:
@@ -57,7 +61,7 @@ def pages(url: str, run: str) -> dict[str, Page]:
     name = flow_run["name"]
     found = {
         "run": Page(f"/runs/flow-run/{run}", name, 1060),
-        "run-artifacts": Page(f"/runs/flow-run/{run}?tab=Artifacts", name, 1500),
+        "run-artifacts": Page(f"/runs/flow-run/{run}", name, 1500, tab="Artifacts"),
         "artifacts": Page("/artifacts", "aicert-"),
     }
     filter_ = {"artifacts": {"flow_run_id": {"any_": [run]}}, "sort": "ID_DESC"}
@@ -92,6 +96,8 @@ def shoot(window: Browser, url: str, page: Page, target: Path) -> None:
     window.driver.execute_cdp_cmd("Emulation.setScrollbarsHidden", {"hidden": True})
     window.open(url)
     window.await_text(page.shows)
+    if page.tab is not None:
+        window.click(f"//*[text()[normalize-space()='{page.tab}']]")
     time.sleep(SETTLE_SECONDS)
     window.driver.save_screenshot(str(target))
 
