@@ -293,7 +293,8 @@ def automations(zombie_seconds: int, reaper: UUID, notify: UUID | None) -> list[
             name="aicert: runs that vanished",
             description="A run whose process no longer sends heartbeats is marked as crashed.",
             trigger=EventTrigger(
-                after={HEARTBEAT},
+                # From its first moment: one that dies before its first heartbeat is dead too.
+                after={HEARTBEAT, "prefect.flow-run.Running"},
                 expect={HEARTBEAT, *ended, "prefect.flow-run.Crashed"},
                 match=ResourceSpecification({"prefect.resource.id": ["prefect.flow-run.*"]}),
                 match_related=ResourceSpecification(OURS),

@@ -231,14 +231,22 @@ def test_a_run_whose_process_and_worker_die_is_noticed_and_the_reaper_ends_its_m
     installation: Installation, image: str, state: Path, tmp_path: Path
 ) -> None:
     run = begin(installation, tmp_path, state, image, outlive=OUTLIVE)
+    # One whose process died when it had said that it runs, and nothing after that.
+    deployment = installation.api("deployments/name/certify/certify")["id"]
+    body: dict[str, Any] = {"state": {"type": "PENDING", "name": "Pending"}}
+    path = f"deployments/{deployment}/create_flow_run"
+    silent = str(installation.api(path, body)["id"])
+    body = {"state": {"type": "RUNNING", "name": "Running"}}
+    installation.api(f"flow_runs/{silent}/set_state", body)
     family = installation.family()
     flow = installation.flow_process()
     installation.kill("worker")
     kill(flow)
     agent = agent_of(family)
     # Nobody is left who could report it: the server misses the heartbeat.
-    ended = installation.await_state(run, "CRASHED", seconds=300)
-    assert "no heartbeat" in ended["message"]
+    for dead in (run, silent):
+        ended = installation.await_state(dead, "CRASHED", seconds=300)
+        assert "no heartbeat" in ended["message"]
     assert agent.lives  # for a retry
     installation.start_worker()
     assert reap(installation, state) == "nothing to put right"
