@@ -550,11 +550,10 @@ class Podman(Engine):
         return ["start", "--attach", "--sig-proxy=false", container]
 
     def cleanup(self) -> None:
-        """Remove this run's containers and images; safe to call twice."""
+        """Remove this run's containers; the store is left to whoever ends the machine."""
         self._try("rm", "--all", "--force", "--time", "0")
         # What was mounted from the store is gone now; a leftover mount ends with the namespace.
-        for folder in (self.directory / "store", self.runtime):
-            shutil.rmtree(folder, ignore_errors=True)
+        shutil.rmtree(self.runtime, ignore_errors=True)
 
 
 class Docker(Engine):

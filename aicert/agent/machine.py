@@ -469,6 +469,7 @@ def destroy(handle: MachineHandle, *, keep: bool = False) -> None:
         os.close(keeper)
     if keep and handle.directory.exists():
         (handle.directory / _KEPT).touch()
+        _put_away(handle.directory / "run" / "engine", handle.directory)
     else:
         _remove(handle.directory)
 
@@ -687,14 +688,19 @@ def _remove(directory: Path) -> bool:
     clear(directory / "run" / "engine")
     # Root deletes from a frozen folder without thawing it; who is not root runs no such agent.
     if os.geteuid() == 0 and (directory / "run").exists():
-        removed = directory.parents[1] / _REMOVED
-        removed.mkdir(mode=0o700, exist_ok=True)
-        with suppress(FileNotFoundError):
-            directory.rename(removed / directory.name)
-        _delete(removed)
+        _put_away(directory, directory)
         return True
     shutil.rmtree(directory, onerror=thaw)
     return not directory.exists()
+
+
+def _put_away(folder: Path, directory: Path) -> None:
+    """Move a machine's folder, or one in it, to where it is deleted; it may be gone already."""
+    removed = directory.parents[1] / _REMOVED
+    removed.mkdir(mode=0o700, exist_ok=True)
+    with suppress(FileNotFoundError):
+        folder.rename(removed / f"{directory.name}-{secrets.token_hex(4)}")
+    _delete(removed)
 
 
 def _delete(folder: Path) -> None:

@@ -184,7 +184,7 @@ class Run:
         self.stop_fetching.set()
 
     def close(self) -> None:
-        """Remove the container engine's store; what was fetched and made stays."""
+        """Remove what the container engine has running; what was fetched and made stays."""
         if self.engine is not None:
             self.engine.cleanup()
 

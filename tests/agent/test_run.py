@@ -665,10 +665,19 @@ def test_a_deletion_that_was_cut_is_taken_up_by_the_next_start(config: MachineCo
 
 def test_a_folder_that_is_kept_is_not_swept(config: MachineConfig) -> None:
     handle = machine.start(config, "run")
+    store, outputs = (handle.directory / "run" / name for name in ("engine/store", "outputs"))
+    for folder in (store, outputs):
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "file").write_bytes(b"x")
     machine.destroy(handle, keep=True)
     assert machine.sweep(config.state) == []
     assert handle.directory.exists()
     assert not lives(handle)
+    assert (outputs / "file").exists()
+    # All but the unpacked image: that is large, and known by its digest.
+    assert not store.exists()
+    removed = config.state / "removed"
+    await_true(lambda: list(removed.iterdir()) == [], 20, "the image is deleted")
 
 
 def test_a_state_folder_with_too_long_a_path_is_named(tmp_path: Path) -> None:
