@@ -161,11 +161,13 @@ def base_command(
     # The firmware that checks signatures keeps its variables from the system, by SMM.
     secure = firmware == SECURE_FIRMWARE
     guard = ["-global", "driver=cfi.pflash01,property=secure,value=on"] if secure else []
+    # The image keeps the time by an HPET where there is one; the clock of KVM costs far less.
+    hpet = "on" if accelerator == "tcg" else "off"
     return [
         PROGRAM,
         "-accel", EMULATION if accelerator == "tcg" else "kvm",
         # The guest's memory, where the secrets are, is left out of a core dump of QEMU's.
-        "-machine", f"q35,smm={'on' if secure else 'off'},dump-guest-core=off", *guard,
+        "-machine", f"q35,smm={'on' if secure else 'off'},hpet={hpet},dump-guest-core=off", *guard,
         "-cpu", CPU, "-smp", str(shape.cpus), "-m", str(shape.memory),
         "-display", "none", "-nodefaults", "-no-user-config", "-no-reboot",
         "-drive", f"if=pflash,format=raw,unit=0,readonly=on,file={_quoted(firmware)}",

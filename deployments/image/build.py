@@ -87,7 +87,8 @@ RECIPE: dict[str, Any] = {
     # No console is read; nothing but the image's own modules, signed by Debian, is ever loaded.
     # In emulation on a busy host timers are late. A kernel that checks them panics then (under KVM
     # and Hyper-V it does not check), and one that keeps the time by the processor's counter, whose
-    # rate it measures by such a timer, may run many times too fast. Azure has no HPET.
+    # rate it measures by such a timer, may run many times too fast. Where no HPET is (in Azure and
+    # under KVM), the kernel takes the clock of its host.
     "cmdline": "console=ttyS0 quiet panic=-1 no_timer_check clocksource=hpet lockdown=integrity "
                "module.sig_enforce=1 rdinit=/init random.trust_cpu=on",
 }  # fmt: skip
