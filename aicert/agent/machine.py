@@ -706,8 +706,9 @@ def _put_away(folder: Path, directory: Path) -> None:
 def _delete(folder: Path) -> None:
     """Have a process that nobody waits for delete what is in a folder, while nothing else is on."""
     if folder.exists() and (found := [str(item) for item in folder.iterdir()]):
+        remove = ["rm", "-rf", "--one-file-system", "--"]  # nothing through a forgotten mount
         subprocess.run(
-            ["setsid", "--fork", "nice", "-n", "19", "rm", "-rf", "--", *found],
+            ["setsid", "--fork", "nice", "-n", "19", *remove, *found],
             cwd="/",
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
