@@ -137,7 +137,7 @@ class Fuzzer:
         with _deadline():
             for _ in range(runs):
                 data = self.target.mutate(random, random.choice(pool))
-                signal.alarm(20)
+                signal.alarm(120)
                 outcome = self.attempt(data)
                 signal.alarm(0)
                 if outcome not in known and len(data) <= _LARGEST and len(known) < _KNOWN:
