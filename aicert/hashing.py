@@ -324,8 +324,9 @@ def hash_runs(
         def settle(batch: _Batch, found: list[Found]) -> None:
             batch.found = found
             threads.take(batch)
-            if progress is not None:
-                progress(sum(size for size, digest in found if digest is not None))
+            count = sum(size for size, digest in found if digest is not None)
+            if progress is not None and count:
+                progress(count)
 
         def await_found(batch: _Batch) -> None:
             while batch.found is None:

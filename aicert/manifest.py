@@ -407,7 +407,7 @@ def _entries(folder: int, prefix: str) -> tuple[list[str], set[str], bool]:
                         advice="replace it with the file itself, or remove it",
                     )
                 names.append(name)
-                if len(names) > MAX_FILES:
+                if len(names) - len(folders) > MAX_FILES:
                     raise ManifestError("the tree holds too many files", expected=MAX_FILES)
     except OSError as error:
         raise ManifestError(
