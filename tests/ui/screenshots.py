@@ -18,7 +18,7 @@ from typing import Any
 
 from tests.support.browser import Browser, browser
 
-SETTLE_SECONDS = 2.0
+SETTLE_SECONDS = 4.0
 """How long a page may take to draw what it has received."""
 
 
