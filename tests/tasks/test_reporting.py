@@ -87,7 +87,7 @@ RECORD = {
 def test_what_was_measured_is_shown_with_its_place_and_the_pcr_after() -> None:
     text = measured(RECORD, ["input data"])
     assert f"| 1 | input data | 14 | `{'ab' * 32}` |" in text
-    assert f"| PCR 14 | `{'cd' * 32}` |" in text
+    assert f"**PCR 14**: `{'cd' * 32}`" in text
     assert "PCR 8" not in text
 
 
