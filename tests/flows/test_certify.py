@@ -142,7 +142,7 @@ def test_the_artifacts_show_where_the_pcrs_stand_after_each_step(outcome: Outcom
     for step, count, pcr in (("job", 1, 14), ("fetch", 2, 14), ("image", 3, 14), ("train", 5, 14),
                              ("outputs", 6, 8)):  # fmt: skip
         value = log.replay(records[:count], start)[pcr].hex()
-        assert f"| PCR {pcr} | `{value}` |" in str(outcome.artifacts[f"aicert-tiny-{step}"].data)
+        assert f"**PCR {pcr}**: `{value}`" in str(outcome.artifacts[f"aicert-tiny-{step}"].data)
 
 
 def test_the_card_has_the_verdict_where_it_is_and_the_command(outcome: Outcome) -> None:
