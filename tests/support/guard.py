@@ -1,4 +1,7 @@
-"""Nothing that a test runs may leave this machine: neither connections nor look-ups of names.
+"""Nothing in a test's process may leave this machine: neither connections nor look-ups of names.
+
+Programs that tests start are held only where they are started under this one, as agents are: some
+of the others (those that build images) have to fetch packages.
 
 `python guard.py FILE MODULE ARGUMENT…` runs a module under the guard, in a process of its own, and
 writes to FILE what it tried.
