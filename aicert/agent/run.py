@@ -25,13 +25,13 @@ from aicert import canonical, dsse, events, log, oms, records, statement, tpm2
 from aicert.agent.asked import NONCE_BYTES, Asked
 from aicert.agent.engine import ContainerSpec, Engine, InputMount
 from aicert.agent.fetch import Fetched, InputRequest, Resolved, fetch
-from aicert.agent.fetch.file import open_below
 from aicert.agent.oci import OciImage, acquire
 from aicert.agent.spec import Spec
 from aicert.agent.tpm import Ak, Quote, Tpm
 from aicert.certificate import AttestationKey, Certificate, CpuReport
 from aicert.certificate import Quote as QuoteEvidence
 from aicert.errors import Error
+from aicert.hashing import open_below
 from aicert.manifest import File, Manifest, Summary, hashed
 
 QUOTED_PCRS = tuple(range(16))

@@ -30,6 +30,7 @@ from aicert.agent.fetch.source import (
     no_revision,
     split,
 )
+from aicert.hashing import open_below
 from aicert.manifest import MAX_FILES
 
 _PIECE = 1 << 20
@@ -184,25 +185,6 @@ class FileSource(Source):
             raise _local(error, path) from error
         except OSError as error:
             raise changed(path, got=error.strerror) from error
-
-
-def open_below(root: int, path: str) -> int:
-    """Open a file below an open folder to read it, step by step, following no link.
-
-    A pipe is opened without waiting for its other end.
-    """
-    *folders, name = path.split("/")
-    folder = root
-    try:
-        for step in folders:
-            inner = os.open(step, _FLAGS | os.O_NOFOLLOW | os.O_DIRECTORY, dir_fd=folder)
-            if folder != root:
-                os.close(folder)
-            folder = inner
-        return os.open(name, _FLAGS | os.O_NOFOLLOW, dir_fd=folder)
-    finally:
-        if folder != root:
-            os.close(folder)
 
 
 def _locate(uri: str, base: Path) -> Path:
