@@ -56,21 +56,45 @@ _LOGICAL_INTEGER, _LOGICAL_NULL = 10, 11
 
 Report = Callable[[int], None]
 
-# What is read of the structures of parquet.thrift: for each field its type, which is one of these,
+# The structures of parquet.thrift, whole: some libraries take a field for what the format has it to
+# be, whatever type it is of, and lose their place. For each field its type, which is one of these,
 # another structure, or in a tuple what a list holds.
 Shape = int | dict[int, "Shape"] | tuple["Shape"]
-_BOOL, _BYTE, _I32, _I64, _BYTES = 1, 3, 5, 6, 8
+_BOOL, _BYTE, _I16, _I32, _I64, _DOUBLE, _BYTES = 1, 3, 4, 5, 6, 7, 8
 _ANY: Shape = {}
-_LOGICAL_TYPE: Shape = {**dict.fromkeys(range(1, 19), _ANY), 10: {1: _BYTE, 2: _BOOL}}
-_SCHEMA_ELEMENT: Shape = {
-    1: _I32, 2: _I32, 3: _I32, 4: _BYTES, 5: _I32, 6: _I32, 10: _LOGICAL_TYPE,
+_STATISTICS: Shape = {
+    1: _BYTES, 2: _BYTES, 3: _I64, 4: _I64, 5: _BYTES, 6: _BYTES, 7: _BOOL, 8: _BOOL,
 }  # fmt: skip
-_COLUMN_META: Shape = {1: _I32, 3: (_BYTES,), 4: _I32, 5: _I64, 7: _I64, 9: _I64, 11: _I64}
-_ROW_GROUP: Shape = {1: ({1: _BYTES, 3: _COLUMN_META, 8: _ANY},), 3: _I64}
-_FOOTER: dict[int, Shape] = {2: (_SCHEMA_ELEMENT,), 3: _I64, 4: (_ROW_GROUP,), 8: _ANY}
+_KEY_VALUE: Shape = {1: _BYTES, 2: _BYTES}
+_TIME: Shape = {1: _BOOL, 2: dict.fromkeys((1, 2, 3), _ANY)}
+_LOGICAL_TYPE: Shape = {
+    **dict.fromkeys(range(1, 16), _ANY), 5: {1: _I32, 2: _I32}, 7: _TIME, 8: _TIME,
+    10: {1: _BYTE, 2: _BOOL}, 16: {1: _BYTE}, 17: {1: _BYTES}, 18: {1: _BYTES, 2: _I32},
+}  # fmt: skip
+_SCHEMA_ELEMENT: Shape = {
+    **dict.fromkeys((1, 2, 3, 5, 6, 7, 8, 9), _I32), 4: _BYTES, 10: _LOGICAL_TYPE,
+}  # fmt: skip
+_COLUMN_META: Shape = {
+    1: _I32, 2: (_I32,), 3: (_BYTES,), 4: _I32, 5: _I64, 6: _I64, 7: _I64, 8: (_KEY_VALUE,),
+    9: _I64, 10: _I64, 11: _I64, 12: _STATISTICS, 13: (dict.fromkeys((1, 2, 3), _I32),),
+    14: _I64, 15: _I32, 16: {1: _I64, 2: (_I64,), 3: (_I64,)},
+    17: {1: dict.fromkeys(range(1, 9), _DOUBLE), 2: (_I32,)},
+}  # fmt: skip
+_COLUMN: Shape = {
+    1: _BYTES, 2: _I64, 3: _COLUMN_META, 4: _I64, 5: _I32, 6: _I64, 7: _I32, 8: _ANY, 9: _BYTES,
+}  # fmt: skip
+_ROW_GROUP: Shape = {
+    1: (_COLUMN,), 2: _I64, 3: _I64, 4: ({1: _I32, 2: _BOOL, 3: _BOOL},), 5: _I64, 6: _I64, 7: _I16,
+}  # fmt: skip
+_FOOTER: dict[int, Shape] = {
+    1: _I32, 2: (_SCHEMA_ELEMENT,), 3: _I64, 4: (_ROW_GROUP,), 5: (_KEY_VALUE,), 6: _BYTES,
+    7: ({1: _ANY},), 8: _ANY, 9: _BYTES,
+}  # fmt: skip
 _PAGE: dict[int, Shape] = {
-    1: _I32, 2: _I32, 3: _I32, 5: dict.fromkeys((1, 2, 3, 4), _I32), 7: {1: _I32},
-    8: {**dict.fromkeys((1, 4, 5, 6), _I32), 7: _BOOL},
+    **dict.fromkeys((1, 2, 3, 4), _I32), 6: _ANY,
+    5: {**dict.fromkeys((1, 2, 3, 4), _I32), 5: _STATISTICS},
+    7: {1: _I32, 2: _I32, 3: _BOOL},
+    8: {**dict.fromkeys(range(1, 7), _I32), 7: _BOOL, 8: _STATISTICS},
 }  # fmt: skip
 
 
@@ -394,9 +418,14 @@ class _Column:
         self._place = first or about[9]
         self._end = self._place + about[7]
         self._dictionary: list[Any] | None = None
+        self._only_nulls = about.get(12, {}).get(3, 0) >= max(1, self._left)
 
     def entries(self) -> Iterator[tuple[int, int, Any]]:
         """Yield repetition level, definition level and value (None where there is none)."""
+        # Where the statistics say that there are only nulls, some libraries read no page.
+        return map(_null, self._entries()) if self._only_nulls else self._entries()
+
+    def _entries(self) -> Iterator[tuple[int, int, Any]]:
         full, deepest = self._node.levels
         convert = self._node.convert
         for repetitions, definitions, values in self._pages():
@@ -557,6 +586,12 @@ class _Column:
         if kind == _BYTE_ARRAY:
             return _texts(data)
         raise ParquetError("the Parquet file is damaged", got=f"type {kind}")
+
+
+def _null(entry: tuple[int, int, Any]) -> tuple[int, int, Any]:
+    if entry[2] is not None:
+        raise ParquetError("a column of the Parquet file has values, and says that it has none")
+    return entry
 
 
 class _Room:

@@ -365,6 +365,10 @@ TWO_WAYS = {
     "the dictionary's place, of 32 bits": other(column=[*COLUMN, (11, "i", 4)]),
     "what a value means, of 64 bits": other([*X, (6, "q", 14)]),
     "whether it is packed, a number": other(pages=header(*V2, (7, "i", 0))),
+    "statistics of another type": other(column=[*COLUMN, (12, "s", thrift((4, "b", b"x")))]),
+    # Some read no page of a column that has nothing but nulls, as they are told.
+    "only nulls, and a value": other(column=[*COLUMN, (12, "s", thrift((3, "q", 1)))]),
+    "what wrote it, a number": other(footer=[(6, "i", 1)]),
     "the size of a page, of 64 bits": other(pages=header((1, "q", 1), *V2[1:], (7, "f", None))),
     "the schema, a list of numbers": other(footer=[(2, "l", ("i", [1, 2]))]),
     # They read a second one into the first: what it leaves out stays.
@@ -389,6 +393,7 @@ TWO_WAYS = {
 def test_a_file_that_all_read_alike_is_read() -> None:
     assert rows(other()) == [{"x": 7}]
     assert rows(other(column=[*COLUMN, (11, "q", 4)])) == [{"x": 7}]
+    assert rows(other(column=[*COLUMN, (12, "s", thrift((3, "q", 0)))])) == [{"x": 7}]
     assert rows(other([*X, (6, "i", 18), (9, "i", 3)], footer=[(7, "l", ("s", []))])) == [{"x": 7}]
     assert rows(other(pages=header(*V2, (7, "f", None)))) == [{"x": 0}]
 
@@ -402,7 +407,7 @@ def test_what_readers_would_take_in_two_ways_is_refused(name: str) -> None:
 
 def test_structures_do_not_nest_for_ever() -> None:
     with pytest.raises(ParquetError, match="too deep"):
-        deep = b"\x1c" * 100 + b"\0" * 100
+        deep = b"\xfc" + b"\x1c" * 99 + b"\0" * 100  # in a field that nobody knows
         rows(b"PAR1" + deep + len(deep).to_bytes(4, "little") + b"PAR1")
 
 

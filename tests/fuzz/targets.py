@@ -903,8 +903,8 @@ def parquet_stress() -> list[bytes]:
     """Footers of as many small things as there is room for."""
     footers = [
         b"\x29\xfc" + b"\xff\xff\xff\x03" + bytes(parquet.MAX_FOOTER - 6),  # structures
-        b"\x29\xf1" + b"\xff\xff\xff\x03" + bytes(parquet.MAX_FOOTER - 6),  # truth values
-        b"\x1c" * parquet.MAX_FOOTER,  # one in the other
+        b"\xf9\xf1" + b"\xff\xff\xff\x03" + bytes(parquet.MAX_FOOTER - 6),  # truth values
+        b"\xfc" + b"\x1c" * (parquet.MAX_FOOTER - 1),  # one in the other
         b"\x15" * parquet.MAX_FOOTER,  # fields
     ]
     return [b"PAR1" + text + len(text).to_bytes(4, "little") + b"PAR1" for text in footers]
