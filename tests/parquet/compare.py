@@ -5,7 +5,8 @@
 
 A row that we commit to must be what a training reads: whatever we read, each of the others must
 read alike, or refuse. Prints every file that one of them reads otherwise, and keeps it. What is not
-compared is whether bytes are text, where the file's schema and a writer's notes differ.
+compared is whether bytes are text, where the file's schema and a writer's notes differ. Known: a
+group that the schema no longer calls a list is one to DuckDB; what is in it is the same.
 """
 
 import base64
