@@ -35,7 +35,7 @@ class Printer:
 
 def main() -> None:
     spec, state, store = (Path(argument) for argument in sys.argv[1:4])
-    with listening(Printer(json.loads(sys.argv[4]) if len(sys.argv) > 4 else {})):
+    with listening(Printer(json.loads(sys.argv[4]))):
         certify(
             spec_file=str(spec),
             machine=LocalMachine(state=state),
