@@ -76,10 +76,12 @@ def key_values(rows: Iterable[Sequence[str]]) -> str:
     """Return a Markdown table of names and values; the first of them stands as its head.
 
     Markdown has no table without one, and an empty one is drawn as an empty row; a table that is
-    but a head may not be drawn at all, so one pair is a line.
+    but a head may not be drawn at all, so one pair is a line. Of no pairs it is nothing.
     """
-    first, *others = rows
-    return table(first, others) if others else f"**{first[0]}**: {first[1]}"
+    head = list(rows)
+    if len(head) > 1:
+        return table(head[0], head[1:])
+    return "".join(f"**{name}**: {value}" for name, value in head)
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:

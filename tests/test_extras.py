@@ -4,9 +4,11 @@ In the tests' own process somebody has always imported a library's submodule bef
 which forgets to do so works by chance.
 """
 
+import asyncio
 import json
 import subprocess
 import sys
+import time
 import tomllib
 from collections.abc import Callable
 from pathlib import Path
@@ -133,6 +135,10 @@ def _main(use: str, without: str) -> None:
     """Do one thing in this interpreter, which has loaded nothing for it, and print what came."""
     from tests.support import guard
 
+    # What libraries wait before they try again.
+    real = asyncio.sleep
+    vars(asyncio)["sleep"] = lambda delay, result=None: real(min(delay, 0.01), result)
+    vars(time)["sleep"] = lambda seconds, real=time.sleep: real(min(seconds, 0.01))
     tried: list[str] = []
     guard.install(tried.append)
     blocked = PACKAGES.get(without, ())

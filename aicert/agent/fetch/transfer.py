@@ -251,7 +251,11 @@ class Transfer:
         ):
             try:
                 while True:
-                    while len(waiting) < self._jobs * _CROWD and held < self._jobs + 2:
+                    while (
+                        not self._cancelled.is_set()
+                        and len(waiting) < self._jobs * _CROWD
+                        and held < self._jobs + 2
+                    ):
                         items = next(work, None)
                         if items is None:
                             break
@@ -259,6 +263,7 @@ class Transfer:
                         doer = crowd if _is_small(items[0]) else pool
                         waiting.append((items, doer.submit(self._do, items)))
                     if not waiting:
+                        self._check_cancelled()
                         break
                     items, future = waiting.popleft()
                     held -= not _is_small(items[0])
@@ -326,10 +331,9 @@ class Transfer:
         while True:
             finished = wait([future], _TICK).done
             self._progress(self._bytes, self._total)
-            if self._cancelled.is_set():
-                raise CancelledError("the fetch was cancelled")
-            if finished:
+            if finished:  # when it is cancelled as well: what is there need not be asked for again
                 return future.result()
+            self._check_cancelled()
             if seen != self._bytes:
                 seen, since = self._bytes, time.monotonic()
             elif time.monotonic() - since > STALL_SECONDS:
@@ -338,6 +342,10 @@ class Transfer:
                     expected=f"something within {STALL_SECONDS:.0f} s",
                     advice="look at the source and the way to it; then try again",
                 )
+
+    def _check_cancelled(self) -> None:
+        if self._cancelled.is_set():
+            raise CancelledError("the fetch was cancelled")
 
     # -- in the pool's threads ---------------------------------------------------------------------
 
