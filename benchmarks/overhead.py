@@ -125,7 +125,7 @@ def main() -> int:
         f"{machine()}; load average {min(loads):.1f} to {max(loads):.1f}, of which the "
         f"runs themselves are about one. {options.runs} warm runs each way, in turns: medians in "
         f"seconds, and the range. The training's own second is not counted. The server uses "
-        "SQLite, the worker looks for work every second.",
+        "SQLite, the worker looks for work twice a second, as `worker.env` has it.",
         "",
         f"Target: at most {TARGET:.0f} s. Found: {', '.join(verdicts)}.",
         "",
