@@ -174,11 +174,12 @@ def attacked(
     image: qemu.Image, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Callable[[str], tuple[Vm, Attestation]]]:
     """Start all of them at once; give each one's machine and what it attested to."""
+    # Here, and not in the threads: the first folder of all also makes the one that they lie in.
+    work = {name: tmp_path_factory.mktemp(name.replace(" ", "-")) for name in ATTACKS}
     with ExitStack() as stack, ThreadPoolExecutor(len(ATTACKS)) as pool:
 
         def one(name: str) -> tuple[Vm, Attestation]:
-            work = tmp_path_factory.mktemp(name.replace(" ", "-"))
-            booted = stack.enter_context(ATTACKS[name](image, work))
+            booted = stack.enter_context(ATTACKS[name](image, work[name]))
             return booted, booted.attest()
 
         started: dict[str, Future[Any]] = {name: pool.submit(one, name) for name in ATTACKS}
