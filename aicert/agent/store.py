@@ -698,7 +698,8 @@ class _Folder(Backend):
         """Make a folder and those around it, durably."""
         missing = []
         while not folder.is_dir():
-            if os.path.lexists(folder):
+            # Looked at twice: another publisher may have made it between the first look and this.
+            if os.path.lexists(folder) and not folder.is_dir():
                 raise NotADirectoryError(errno.ENOTDIR, "not a folder", str(folder))
             missing.append(folder)
             folder = folder.parent
