@@ -118,15 +118,27 @@ def agent_of(family: list[Process]) -> Process:
     return found
 
 
-def reap(installation: Installation, state: Path, **parameters: Any) -> str:
-    """Run the reaper now, and return what it says."""
+def reap(installation: Installation, state: Path, **parameters: Any) -> tuple[set[str], set[str]]:
+    """Run the reaper now; return the machines that it ended and the names of runs rescheduled.
+
+    Among these may be reapers, which a schedule and each crash start, and whose worker a test
+    has killed as well.
+    """
     script = (
         "import sys, json; from blocks import LocalMachine; from flows.reap import reap; "
-        "state = reap(LocalMachine(state=sys.argv[1]), **json.loads(sys.argv[2]), "
-        "return_state=True); print(state.message)"
+        "done = reap(LocalMachine(state=sys.argv[1]), **json.loads(sys.argv[2])); "
+        "print(json.dumps(done['reaped']))"
     )
     words = (sys.executable, "-c", script, str(state), json.dumps(parameters))
-    return installation.command(*words).stdout.strip()
+    done = json.loads(installation.command(*words).stdout)
+    runs = {which for what, which in done if what == "run rescheduled"}
+    ended = {which for what, which in done if what != "run rescheduled"}
+    return ended, runs
+
+
+def name_of(installation: Installation, run: str) -> str:
+    """Return the name that the server gave a run."""
+    return str(installation.api(f"flow_runs/{run}")["name"])
 
 
 def slots(installation: Installation) -> int:
@@ -249,12 +261,13 @@ def test_a_run_whose_process_and_worker_die_is_noticed_and_the_reaper_ends_its_m
         assert "no heartbeat" in ended["message"]
     assert agent.lives  # for a retry
     installation.start_worker()
-    assert reap(installation, state) == "nothing to put right"
+    assert reap(installation, state)[0] == set()
     assert agent.lives
+    (machine,) = machines(state)
     # Somebody gives it up: now nobody will come back for the machine.
     cancelled = {"state": {"type": "CANCELLED", "name": "Cancelled"}, "force": True}
     installation.api(f"flow_runs/{run}/set_state", cancelled)
-    assert reap(installation, state) == "1 thing put right"
+    assert reap(installation, state)[0] == {machine}
     assert_gone([agent])
     assert machines(state) == [] and published(tmp_path / "s") == ()
     await_true(lambda: slots(installation) == 0, 240, "a killed run's slot is free again")
@@ -282,7 +295,8 @@ def test_a_run_that_a_dead_worker_had_taken_is_begun_by_another(
     pending = {"state": {"type": "PENDING", "name": "Pending"}, "force": True}
     installation.api(f"flow_runs/{run}/set_state", pending)
     installation.start_worker()
-    assert reap(installation, state, pending_minutes=0) == "1 thing put right"
+    ended, runs = reap(installation, state, pending_minutes=0)
+    assert name_of(installation, run) in runs and ended == set()
     certified(installation, run, tmp_path / "s")
 
 
@@ -303,8 +317,9 @@ def test_the_reaper_knows_the_runs_of_every_deployment(
         )
     known = (ROOT / "prefect.yaml").read_text().count("entrypoint: ")
     assert len(runs) == known > 0
-    assert reap(installation, state, pending_minutes=0) == f"{known} things put right"
+    rescheduled = reap(installation, state, pending_minutes=0)[1]
     for run in runs:
+        assert name_of(installation, run) in rescheduled
         assert installation.state(run)["type"] == "SCHEDULED"
         installation.api(f"flow_runs/{run}", method="DELETE")
 
