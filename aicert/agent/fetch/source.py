@@ -9,7 +9,7 @@ import random
 import re
 import threading
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType
@@ -106,7 +106,10 @@ class Source(ABC):
     resolved: Resolved
 
     batch: ClassVar[int] = 4
-    """How many small files one thread brings, one after the other, before the next is asked."""
+    """How many small files one thread brings before the next is asked."""
+
+    crowd: ClassVar[int] = 4
+    """How many times as many threads bring small files as bring large ones."""
 
     remote: ClassVar[bool] = True
     """Whether asking for a block again costs more than reading one that is here already."""
@@ -143,6 +146,13 @@ class Source(ABC):
             into[filled : filled + len(piece)] = piece
             filled += len(piece)
             yield len(piece)
+
+    def together(self, files: Sequence[RemoteFile]) -> dict[str, bytes]:  # noqa: ARG002
+        """Return the content of small files by their paths: of those that came at once, if any.
+
+        What is missing, or has not the size that was listed, is to be asked for by `fill`.
+        """
+        return {}
 
     def interrupt(self) -> None:  # noqa: B027
         """End what other threads wait for in `read`, where that can be, for good."""

@@ -54,7 +54,7 @@ Progress = Callable[[int, int | None], None]
 
 _TICK = 0.2
 _SMALL = 64 << 10
-_CROWD = 4
+_WAITING = 4
 _MARGIN = 64 << 20
 _PIECE = 1 << 20
 _LINE = re.compile(r"(\d+) (\d+) ([0-9a-f]{64})")
@@ -247,13 +247,13 @@ class Transfer:
         with (
             ThreadPoolExecutor(self._jobs, "fetch-helper") as self._helpers,
             ThreadPoolExecutor(self._jobs, "fetch") as pool,
-            ThreadPoolExecutor(self._jobs * _CROWD, "fetch-small") as crowd,
+            ThreadPoolExecutor(self._jobs * self._source.crowd, "fetch-small") as crowd,
         ):
             try:
                 while True:
                     while (
                         not self._cancelled.is_set()
-                        and len(waiting) < self._jobs * _CROWD
+                        and len(waiting) < self._jobs * _WAITING
                         and held < self._jobs + 2
                     ):
                         items = next(work, None)
@@ -354,12 +354,22 @@ class Transfer:
             if _is_small(items[0]):
                 return list(self._copy_small(self._source, items))
             return [self._copy(self._source, item.file) for item in items]
-        return [self._one(item) for item in items]
+        came = self._together(items) if _is_small(items[0]) else {}
+        return [self._one(item, came.get(item.file.path)) for item in items]
 
-    def _one(self, work: _Work) -> _Done:
+    def _together(self, items: list[_Work]) -> dict[str, bytes]:
+        """Ask at once for small files that are neither here nor empty."""
+        files = [
+            item.file
+            for item in items
+            if item.file.size and self._partial.known(item.number, 0) is None
+        ]
+        return self._source.together(files)
+
+    def _one(self, work: _Work, came: bytes | None) -> _Done:
         if work.block is None:
             return self._retry(lambda: self._stream(work.file))
-        return self._block(work.number, work.file, work.block)
+        return self._block(work.number, work.file, work.block, came)
 
     def _copy_small(self, source: FileSource, items: list[_Work]) -> Iterator[_Done]:
         """Copy files of this machine that are one read each."""
@@ -390,8 +400,11 @@ class Transfer:
         """Make a file that nobody may write but through the descriptor that this returns."""
         return os.open(f"{self._tree}/{file.path}", _NEW, 0o444)
 
-    def _block(self, number: int, file: RemoteFile, block: int) -> _Done:
-        """Bring one block: from the disk if it is there, else from the source."""
+    def _block(self, number: int, file: RemoteFile, block: int, came: bytes | None) -> _Done:
+        """Bring one block: from the disk if it is there, else from the source.
+
+        `came` is what the source has given of a small file already, if it has.
+        """
         assert file.size is not None
         start = block * BLOCK
         end = min(start + BLOCK, file.size)
@@ -408,7 +421,11 @@ class Transfer:
             if here:
                 self._count(len(data))
             else:
-                self._ask(file, start, data)
+                if came is not None and len(came) == len(data):
+                    data[:] = came
+                    self._count(len(data))
+                else:
+                    self._ask(file, start, data)
                 _write(descriptor, data, start)
                 sha256 = hashlib.sha256(data).hexdigest() if alone else None
             if end == file.size:
