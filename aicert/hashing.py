@@ -468,9 +468,7 @@ class _Helpers:
 
     def __init__(self, root: int, count: int) -> None:
         self._root = root
-        # Names go as UTF-8, which helpers are told to take them for.
-        able = sys.executable and sys.getfilesystemencoding() == "utf-8"
-        self._wanted = count if able else 0
+        self._wanted = count if able() else 0
         self._all: list[_Helper] = []
         self.limit = _SMALL
 
@@ -520,73 +518,73 @@ class _Helpers:
 
 # It finds the standard library by itself, and there this package: nothing else of what may be
 # installed takes part, and it starts sooner for it.
-_START = (
-    "import sys; sys.path.append(sys.argv[1]); from aicert import hashing; "
-    "hashing.serve(int(sys.argv[2]), int(sys.argv[3]))"
-)
+_PATH = "import sys; sys.path.append(sys.argv[1])"
+_START = "from aicert import hashing; hashing.serve"
 
 
-class _Helper:
-    """One helper process, as seen from this one."""
+def able() -> bool:
+    """Tell whether helpers can be started: names go as UTF-8, which they take them for."""
+    return bool(sys.executable) and sys.getfilesystemencoding() == "utf-8"
 
-    def __init__(self, root: int) -> None:
+
+class Helper:
+    """One helper process, as seen from this one: it gets messages, and answers them in turn."""
+
+    def __init__(self, start: str, *descriptors: int) -> None:
+        """Start it.
+
+        Args:
+            start: code that names a function, which gets the numbers of `descriptors` and that of
+                its socket.
+            descriptors: what it may use besides that.
+
+        Raises:
+            OSError: this machine lets us have no more processes.
+        """
         import socket
         import subprocess
         from pathlib import Path
 
-        self.asked: deque[_Batch] = deque()
         self._channel, other = socket.socketpair()
         self.output = self._channel.fileno()
         package = Path(__file__).resolve().parents[1]
-        options = ["-I", "-S", "-B", "-X", "utf8", "-c", _START]
-        command = [sys.executable, *options, package, root, other.fileno()]
+        program = f"{_PATH}\n{start}(*map(int, sys.argv[2:]))"
+        options = ["-I", "-S", "-B", "-X", "utf8", "-c", program]
+        given = (*descriptors, other.fileno())
         with other:
             try:
                 self._process = subprocess.Popen(
-                    list(map(str, command)),
+                    [sys.executable, *options, str(package), *map(str, given)],
                     stdin=subprocess.DEVNULL,
                     stdout=subprocess.DEVNULL,
-                    pass_fds=(root, other.fileno()),
+                    pass_fds=given,
                 )
             except BaseException:
                 self._channel.close()
                 raise
 
-    def ask(self, batch: _Batch) -> None:
-        """Hand a batch to it.
+    def send(self, message: bytes) -> None:
+        """Send it a message.
 
         It cannot be that both sides wait to be read: a socket holds as many answers as may be due.
         """
-        text = "\n".join("\0".join([folder, *names]) for folder, names in batch.runs)
         try:
-            _send(self.output, text.encode())
+            _send(self.output, message)
         except OSError as error:
-            raise self._lost() from error
-        batch.helper = self
-        self.asked.append(batch)
+            raise self.lost() from error
 
-    def answer(self) -> tuple[_Batch, list[Found]]:
-        """Return the oldest batch that it has, and what it found; wait for it if need be."""
-        batch = self.asked.popleft()
+    def receive(self) -> bytes:
+        """Wait for its next answer."""
         try:
             data = _receive(self.output)
         except OSError as error:
-            raise self._lost() from error
+            raise self.lost() from error
         if data is None:
-            raise self._lost()
-        if data[:1] == _FAILED:
-            code, message, got = data[1:].decode().split("\0")
-            kinds = {kind.code: kind for kind in (LinkError, ChangedError)}
-            raise kinds.get(code, ManifestError)(message, got=got or None)
-        if data[:1] != _FOUND or len(data) != 1 + _RECORD * batch.count:
-            raise self._lost()
-        found: list[Found] = []
-        for start in range(1, len(data), _RECORD):
-            digest = data[start + 9 : start + _RECORD] if data[start + 8] else None
-            found.append((int.from_bytes(data[start : start + 8]), digest))
-        return batch, found
+            raise self.lost()
+        return data
 
-    def _lost(self) -> HelperError:
+    def lost(self) -> HelperError:
+        """Return the error that says that it has ended, or may as well have."""
         status = self._process.poll()
         return HelperError(
             "a process that helped to hash has ended",
@@ -594,18 +592,54 @@ class _Helper:
         )
 
     def end(self) -> None:
-        """End it, whatever it does: it only reads."""
+        """End it, whatever it does."""
         self._process.kill()
         self._process.wait()
         self._channel.close()
 
 
+class _Helper(Helper):
+    """A helper process that hashes batches."""
+
+    def __init__(self, root: int) -> None:
+        self.asked: deque[_Batch] = deque()
+        super().__init__(_START, root)
+
+    def ask(self, batch: _Batch) -> None:
+        """Hand a batch to it."""
+        text = "\n".join("\0".join([folder, *names]) for folder, names in batch.runs)
+        self.send(text.encode())
+        batch.helper = self
+        self.asked.append(batch)
+
+    def answer(self) -> tuple[_Batch, list[Found]]:
+        """Return the oldest batch that it has, and what it found; wait for it if need be."""
+        batch = self.asked.popleft()
+        data = self.receive()
+        if data[:1] == _FAILED:
+            code, message, got = data[1:].decode().split("\0")
+            kinds = {kind.code: kind for kind in (LinkError, ChangedError)}
+            raise kinds.get(code, ManifestError)(message, got=got or None)
+        if data[:1] != _FOUND or len(data) != 1 + _RECORD * batch.count:
+            raise self.lost()
+        found: list[Found] = []
+        for start in range(1, len(data), _RECORD):
+            digest = data[start + 9 : start + _RECORD] if data[start + 8] else None
+            found.append((int.from_bytes(data[start : start + 8]), digest))
+        return batch, found
+
+
 def serve(root: int, channel: int) -> None:
-    """Be a helper: take batches from a socket, and answer there, until the other side is gone."""
+    """Be a helper that hashes."""
+    serve_with(channel, lambda asked: _answer(root, asked))
+
+
+def serve_with(channel: int, answer: Callable[[str], bytes]) -> None:
+    """Be a helper: take messages from a socket, and answer there, until the other side is gone."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # it is the parent's to hear, and to end us
     try:
         while (data := _receive(channel)) is not None:
-            _send(channel, _answer(root, data.decode()))
+            _send(channel, answer(data.decode()))
     except (BrokenPipeError, ConnectionResetError):
         pass
 

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from urllib.parse import unquote
 
+from aicert.agent.copying import NotCopied, Wanted, copy, tag_of
 from aicert.agent.fetch.errors import (
     DeniedError,
     FetchError,
@@ -105,40 +106,28 @@ class FileSource(Source):
         finally:
             os.close(descriptor)
 
-    def small(self, files: Iterable[RemoteFile]) -> Iterator[bytes]:
-        """Yield the content of files that fit into memory, one after the other; as `read`.
+    def copy(self, files: Iterable[RemoteFile], target: int, jobs: int) -> Iterator[bytes]:
+        """Copy small files of this folder into an open one; yield the SHA-256 of each.
 
-        The folder of the last one stays open for the next.
+        A file that was replaced or written to since the listing is refused.
+
+        Args:
+            files: of up to some 64 KiB; each is held in memory as a whole.
+            target: the folder's descriptor; those below it are there.
+            jobs: the most processes that may be at it.
         """
-        inside, folder = "", os.dup(self._root)
+        wanted = [Wanted(file.path, file.size or 0, file.etag or "") for file in files]
         try:
-            for file in files:
-                path, _, name = file.key.rpartition("/")
-                if path != inside:
-                    os.close(folder)
-                    folder = -1
-                    folder = self._open(path)
-                    inside = path
-                yield self._whole(file, folder, name)
-        finally:
-            if folder >= 0:
-                os.close(folder)
-
-    def _whole(self, file: RemoteFile, folder: int, name: str) -> bytes:
-        """Read a small file of an open folder; without a name, what is open is the file."""
-        assert file.size is not None
-        descriptor = self._open(name, folder)
-        try:
-            data = os.pread(descriptor, file.size + 1, 0)  # one more, to see it grow
-            # What is the listed file now has been it, and has not been written to, all the time.
-            _check(file, descriptor)
-        except OSError as error:
-            raise _local(error, file.path) from error
-        finally:
-            os.close(descriptor)
-        if len(data) < file.size:  # some file systems give less than is there
-            return b"".join(self.read(file, 0, None))
-        return data
+            yield from copy(self._root, target, wanted, jobs)
+        except NotCopied as error:
+            reason = OSError(error.number, os.strerror(error.number), error.path)
+            if error.step == "changed":
+                raise changed(error.path) from error
+            if error.step == "write":
+                raise reason from error
+            if error.step == "open" and not isinstance(reason, PermissionError):
+                raise changed(error.path, got=reason.strerror) from error
+            raise _local(reason, error.path) from error
 
     def close(self) -> None:
         """Close the place."""
@@ -176,11 +165,10 @@ class FileSource(Source):
                 else:
                     raise _special(path)
 
-    def _open(self, path: str, folder: int | None = None) -> int:
-        """Open what was listed, step by step from the root or that folder, following no link."""
-        root = self._root if folder is None else folder
+    def _open(self, path: str) -> int:
+        """Open what was listed ("" is the one file), step by step and following no link."""
         try:
-            return open_below(root, path) if path else os.dup(root)
+            return open_below(self._root, path) if path else os.dup(self._root)
         except PermissionError as error:
             raise _local(error, path) from error
         except OSError as error:
@@ -203,18 +191,13 @@ def _locate(uri: str, base: Path) -> Path:
 
 
 def _entry(path: str, status: os.stat_result, key: str) -> RemoteFile:
-    return RemoteFile(path, status.st_size, _tag(status), key=key)
-
-
-def _tag(status: os.stat_result) -> str:
-    # The change time moves with every write, also where the modification time is set back.
-    return f"{status.st_dev:x}-{status.st_ino:x}-{status.st_mtime_ns:x}-{status.st_ctime_ns:x}"
+    return RemoteFile(path, status.st_size, tag_of(status), key=key)
 
 
 def _check(file: RemoteFile, descriptor: int) -> None:
     """Refuse a file that is not, or no longer, the listed one."""
     status = os.fstat(descriptor)
-    if (status.st_size, _tag(status)) != (file.size, file.etag):
+    if (status.st_size, tag_of(status)) != (file.size, file.etag):
         raise changed(file.path)
 
 

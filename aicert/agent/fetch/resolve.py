@@ -220,7 +220,8 @@ def fetch(
             be. Remove it when the input is no longer needed.
         secrets: as in `resolve`.
         jobs: requests at a time; `jobs` + 2 blocks of 16 MiB are in memory. Of files up to 64 KiB,
-            where it is the answer that takes its time and not the bytes, four times as many.
+            where it is the answer that takes its time and not the bytes, four times as many; from
+            object stores 32 times. Very many from this machine take a few helper processes.
         max_bytes: the most bytes that the input may have.
         max_files: the most files that it may have.
         retry: how to meet transient failures.

@@ -28,6 +28,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import NamedTuple, TypeVar
 
+from aicert.agent.copying import NEW_FLAGS, NEW_MODE
 from aicert.agent.fetch.errors import (
     BusyError,
     CancelledError,
@@ -59,7 +60,6 @@ _MARGIN = 64 << 20
 _PIECE = 1 << 20
 _LINE = re.compile(r"(\d+) (\d+) ([0-9a-f]{64})")
 _WRITE = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
-_NEW = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW
 
 
 class Partial:
@@ -351,7 +351,7 @@ class Transfer:
 
     def _do(self, items: list[_Work]) -> list[_Done]:
         if isinstance(self._source, FileSource):
-            if _is_small(items[0]):
+            if _is_small(items[0]) and self._source.resolved.kind == "tree":
                 return list(self._copy_small(self._source, items))
             return [self._copy(self._source, item.file) for item in items]
         came = self._together(items) if _is_small(items[0]) else {}
@@ -373,18 +373,19 @@ class Transfer:
 
     def _copy_small(self, source: FileSource, items: list[_Work]) -> Iterator[_Done]:
         """Copy files of this machine that are one read each."""
-        for item, data in zip(items, source.small(item.file for item in items), strict=True):
-            descriptor = self._new(item.file)
-            try:
-                _write(descriptor, data, 0)
-            finally:
-                os.close(descriptor)
-            self._count(len(data))
-            yield _Done(len(data), hashlib.sha256(data).hexdigest(), None)
+        files = [item.file for item in items]
+        tree = os.open(self._tree, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            for file, digest in zip(files, source.copy(files, tree, self._jobs), strict=True):
+                assert file.size is not None
+                self._count(file.size)
+                yield _Done(file.size, digest.hex(), None)
+        finally:
+            os.close(tree)
 
     def _copy(self, source: FileSource, file: RemoteFile) -> _Done:
         """Copy a file of this machine."""
-        descriptor = self._new(file)
+        descriptor = os.open(f"{self._tree}/{file.path}", NEW_FLAGS, NEW_MODE)
         try:
             relay = _Relay(source, file, descriptor, self._count)
             second = self._helpers.submit(relay.run)
@@ -395,10 +396,6 @@ class Transfer:
             return _Done(relay.copied, relay.digest.hexdigest(), None)
         finally:
             os.close(descriptor)
-
-    def _new(self, file: RemoteFile) -> int:
-        """Make a file that nobody may write but through the descriptor that this returns."""
-        return os.open(f"{self._tree}/{file.path}", _NEW, 0o444)
 
     def _block(self, number: int, file: RemoteFile, block: int, came: bytes | None) -> _Done:
         """Bring one block: from the disk if it is there, else from the source.

@@ -8,8 +8,10 @@ import sys
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
+from http.server import HTTPServer
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 
@@ -156,7 +158,9 @@ def google() -> Iterator[str]:
         "gcp_storage_emulator.server", reason="gcp-storage-emulator is not installed"
     )
     server = server_module.create_server("127.0.0.1", 0, in_memory=True)
-    server.start()
+    # It answers one after the other, and turned away whoever was more than the sixth.
+    with patch.object(HTTPServer, "request_queue_size", 256):
+        server.start()
     try:
         yield f"http://127.0.0.1:{server._api._httpd.server_address[1]}"
     finally:

@@ -1,6 +1,7 @@
 """Promises about inputs on this machine."""
 
 import errno
+import hashlib
 import os
 import socket
 import stat
@@ -9,8 +10,10 @@ from pathlib import Path
 
 import pytest
 
+from aicert.agent import copying
 from aicert.agent.fetch import InputRequest, RemoteFile, errors, resolve
 from aicert.agent.fetch.file import FileSource
+from aicert.hashing import Helper
 from aicert.manifest import scan
 from tests.agent.fetch.conftest import Bring, content, noise
 
@@ -241,6 +244,8 @@ def test_a_small_file_that_grows_or_is_exchanged_after_the_listing_is_refused(
 ) -> None:
     source = FileSource(InputRequest("it", "file:data"), tmp_path, 10)
     files = {file.path: file for file in source.resolved.files}
+    (tmp_path / "into" / "deep" / "er").mkdir(parents=True)
+    target = os.open(tmp_path / "into", os.O_RDONLY | os.O_DIRECTORY)
     try:
         with (tree / "a.txt").open("ab") as file:
             file.write(b"more")
@@ -248,20 +253,83 @@ def test_a_small_file_that_grows_or_is_exchanged_after_the_listing_is_refused(
         (tree / "deep" / "b.txt").write_bytes(b"bb")
         for path in ("a.txt", "deep/b.txt"):
             with pytest.raises(errors.ChangedError):
-                list(source.small([files[path]]))
-        assert list(source.small([files["deep/er/c.txt"]])) == [b""]
+                list(source.copy([files[path]], target, 1))
+        (digest,) = source.copy([files["deep/er/c.txt"]], target, 1)
+        assert digest == hashlib.sha256(b"").digest()
+        assert content(tmp_path / "into") == {"deep/er/c.txt": b""}
     finally:
+        os.close(target)
         source.close()
 
 
-def test_one_small_file_can_be_read_more_than_once(tmp_path: Path) -> None:
+def test_one_small_file_comes_like_a_large_one(tmp_path: Path, bring: Bring) -> None:
     (tmp_path / "one").write_bytes(b"content")
-    source = FileSource(InputRequest("it", "file:one"), tmp_path, 10)
-    try:
-        for _ in range(2):
-            assert list(source.small(source.resolved.files)) == [b"content"]
-    finally:
-        source.close()
+    assert content(bring("file:one").path) == {"one": b"content"}
+
+
+def test_what_cannot_be_stored_says_so_and_another_try_goes_through(
+    tree: Path, tmp_path: Path, bring: Bring, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write = os.write
+
+    def full(descriptor: int, data: bytes) -> int:
+        if data == b"bb":
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return write(descriptor, data)
+
+    monkeypatch.setattr(os, "write", full)
+    with pytest.raises(errors.NoSpaceError):
+        bring("file:data")
+    monkeypatch.undo()
+    assert not (tmp_path / "into").exists()
+    assert len(content(bring("file:data").path)) == 3
+
+
+def test_a_very_full_folder_comes_as_it_is_with_helpers(tmp_path: Path, bring: Bring) -> None:
+    files = {f"d{number % 7}/{number:04}": b"%d" % number for number in range(copying.MANY + 500)}
+    for path, data in files.items():
+        (tmp_path / "data" / path).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "data" / path).write_bytes(data)
+    got = bring("file:data")
+    assert content(got.path) == files
+    assert [(f.path, f.sha256) for f in got.manifest.files] == [
+        (path, hashlib.sha256(data).hexdigest()) for path, data in sorted(files.items())
+    ]
+
+
+SLOW = (
+    "import time\n"
+    "answer = copying._answer\n"
+    "copying._answer = lambda *asked: (time.sleep(0.5), answer(*asked))[1]"
+)
+
+
+def test_when_a_copy_is_ended_no_helper_is_left(
+    tmp_path: Path, bring: Bring, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "data").mkdir()
+    for number in range(1500):
+        (tmp_path / "data" / f"{number}").write_bytes(b"content")
+    asked: list[int] = []
+    send = Helper.send
+    head, _, call = copying._START.rpartition("; ")
+
+    def heard(self: Helper, message: bytes) -> None:
+        asked.append(self._process.pid)
+        send(self, message)
+
+    def stop(event: dict[str, object]) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(copying, "MANY", 0)
+    monkeypatch.setattr(copying, "_START", f"{head}\n{SLOW}\n{call}")
+    monkeypatch.setattr(os, "cpu_count", lambda: 3)
+    monkeypatch.setattr(Helper, "send", heard)
+    with pytest.raises(KeyboardInterrupt):
+        bring("file:data", on_event=stop)
+    assert len(set(asked)) == 2
+    assert all(not Path(f"/proc/{pid}").exists() for pid in asked)
+    assert not (tmp_path / "into").exists()
 
 
 def test_names_that_collide_elsewhere_are_refused(tree: Path, bring: Bring) -> None:
