@@ -20,14 +20,11 @@ from typing import NamedTuple
 
 from aicert.hashing import BATCH, FILE_FLAGS, MAX_HELPERS, Helper, able, open_folder, serve_with
 
-NEW_FLAGS = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW
-"""How a file is made that nobody may write but through the descriptor that this gives."""
-
-NEW_MODE = 0o444
-
 MANY = 2 * 1024
 """From how many files on helpers are started: they take as long."""
 
+_NEW = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW
+_READ_ONLY = 0o444
 _ASKED = 2  # batches that a helper has at a time, so that it need not wait for the next
 _START = "from aicert.agent import copying; copying.serve"
 _FOUND, _FAILED = b"+", b"!"
@@ -61,6 +58,25 @@ def tag_of(status: os.stat_result) -> str:
     The change time moves with every write, also where the modification time is set back.
     """
     return f"{status.st_dev:x}-{status.st_ino:x}-{status.st_mtime_ns:x}-{status.st_ctime_ns:x}"
+
+
+def create(path: str, folder: int | None = None) -> int:
+    """Make a file that everybody may read, and nobody write but through what this returns.
+
+    Args:
+        path: where it goes; nothing is there yet.
+        folder: the descriptor of the folder from which `path` starts.
+
+    Raises:
+        OSError: it cannot be made.
+    """
+    descriptor = os.open(path, _NEW, _READ_ONLY, dir_fd=folder)
+    try:
+        os.fchmod(descriptor, _READ_ONLY)  # whatever this process's umask takes away
+    except BaseException:
+        os.close(descriptor)
+        raise
+    return descriptor
 
 
 def copy(source: int, target: int, files: Sequence[Wanted], jobs: int) -> Iterator[bytes]:
@@ -195,7 +211,7 @@ def _read(folder: int, name: str, file: Wanted) -> bytes:
 
 def _write(folder: int, name: str, path: str, data: bytes) -> None:
     try:
-        descriptor = os.open(name, NEW_FLAGS, NEW_MODE, dir_fd=folder)
+        descriptor = create(name, folder)
         try:
             written = 0
             while written < len(data):

@@ -265,7 +265,7 @@ def fetch(
             raise
         finally:
             source.close()
-        place(rest, into)
+        place(rest, into, closed=not source.remote)
         return fetched
 
 

@@ -28,7 +28,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import NamedTuple, TypeVar
 
-from aicert.agent.copying import NEW_FLAGS, NEW_MODE
+from aicert.agent.copying import create
 from aicert.agent.fetch.errors import (
     BusyError,
     CancelledError,
@@ -385,7 +385,7 @@ class Transfer:
 
     def _copy(self, source: FileSource, file: RemoteFile) -> _Done:
         """Copy a file of this machine."""
-        descriptor = os.open(f"{self._tree}/{file.path}", NEW_FLAGS, NEW_MODE)
+        descriptor = create(f"{self._tree}/{file.path}")
         try:
             relay = _Relay(source, file, descriptor, self._count)
             second = self._helpers.submit(relay.run)
@@ -564,13 +564,14 @@ def _checked(file: RemoteFile, size: int, sha256: str) -> File:
     return File(file.path, size, sha256)
 
 
-def place(partial: Partial, into: Path) -> None:
+def place(partial: Partial, into: Path, *, closed: bool) -> None:
     """Make a whole tree read-only and give it its final name.
 
-    The name appears only now, and with everything below it.
+    The name appears only now, and with everything below it. `closed` says that its files, as those
+    of this machine, were made read-only when they were made.
     """
     for name, folders, files in os.walk(partial.tree, topdown=False):
-        for file in files:
+        for file in () if closed else files:
             os.chmod(f"{name}/{file}", 0o444)
         for inner in folders:
             os.chmod(f"{name}/{inner}", 0o555)  # noqa: S103 - read-only, for whoever trains

@@ -56,9 +56,16 @@ def test_small_and_large_files_come_whole_however_they_are_shared_out(
     assert got.manifest == scan(tmp_path / "data")
 
 
-def test_everything_below_is_read_only(tree: Path, bring: Bring) -> None:
+@pytest.mark.parametrize("umask", [0o022, 0o077])
+def test_everything_below_is_read_only(tree: Path, bring: Bring, umask: int) -> None:
     (tree / "a.txt").chmod(0o777)
-    for path in [got := bring("file:data").path, *got.rglob("*")]:
+    (tree / "large").write_bytes(bytes(100_000))
+    before = os.umask(umask)
+    try:
+        got = bring("file:data").path
+    finally:
+        os.umask(before)
+    for path in [got, *got.rglob("*")]:
         assert stat.S_IMODE(path.stat().st_mode) == (0o555 if path.is_dir() else 0o444)
 
 
