@@ -482,6 +482,7 @@ class Podman(Engine):
             "--runroot", str(self.runtime / "run"),
             "--tmpdir", str(self.runtime / "tmp"),
             "--storage-driver", "overlay",
+            "--log-level", "error",  # its warnings would stand in the training's own log
         ]  # fmt: skip
 
     def _environment(self) -> dict[str, str]:

@@ -9,7 +9,9 @@ rm -rf "$1" && mkdir -p "$1"
 run=""
 [ "$(id -u)" = 0 ] || run=sudo
 download() {
-    (cd "$1" && apt-get download -q docker.io containerd)
+    # From Debian 13 on, its command is a package of its own.
+    (cd "$1" && apt-get download -q docker.io containerd &&
+        { ! apt-cache show docker-cli >/dev/null 2>&1 || apt-get download -q docker-cli; })
 }
 unpack() {
     # The package lists may be old, or not there: refresh them and try once more.

@@ -10,7 +10,13 @@ from flows.terminal import Terminal
 
 def show(*events: tuple[Any, ...], terminal: bool, verbose: bool = False) -> str:
     out = io.StringIO()
-    console = Console(file=out, force_terminal=terminal, width=100, highlight=False)
+    console = Console(
+        file=out,
+        force_terminal=terminal,
+        width=100,
+        highlight=False,
+        _environ={"TERM": "xterm"},  # whatever this process was started from
+    )
     with Terminal(verbose=verbose, console=console) as shown:
         for kind, *arguments in events:
             getattr(shown, kind)(*arguments)

@@ -11,6 +11,19 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
 
+_USAGE = x509.KeyUsage(
+    digital_signature=True,
+    key_cert_sign=True,
+    content_commitment=False,
+    key_encipherment=False,
+    data_encipherment=False,
+    key_agreement=False,
+    crl_sign=False,
+    encipher_only=False,
+    decipher_only=False,
+)
+
+
 class Loopback(NamedTuple):
     """The files (PEM) of a certificate for 127.0.0.1, which is its own root, and of its key."""
 
@@ -36,6 +49,9 @@ def loopback(folder: Path) -> Loopback:
         .not_valid_after(now + timedelta(hours=1))
         .add_extension(x509.SubjectAlternativeName([address]), critical=False)
         .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
+        # From Python 3.13 on, clients want of a root what RFC 5280 wants.
+        .add_extension(_USAGE, critical=True)
+        .add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False)
         .sign(key, hashes.SHA256())
     )
     made = Loopback(folder / "tls.crt", folder / "tls.key")
