@@ -10,7 +10,6 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
-
 _USAGE = x509.KeyUsage(
     digital_signature=True,
     key_cert_sign=True,
