@@ -11,6 +11,7 @@ This is the operator's side. Nothing here is trusted by a verifier.
 
 import json
 import re
+import ssl
 import time
 import urllib.parse
 import urllib.request
@@ -577,7 +578,8 @@ class AzureVms:
         if not url.startswith("https://"):
             return []
         try:
-            with urllib.request.urlopen(url, timeout=20) as response:  # noqa: S310 (https)
+            trusted = ssl.create_default_context()  # of now: urllib keeps its first for good
+            with urllib.request.urlopen(url, timeout=20, context=trusted) as response:  # noqa: S310
                 text = response.read(_CONSOLE_BYTES)
         except OSError as error:  # its address is a secret, and stands in no error
             raise UnavailableError(

@@ -73,6 +73,7 @@ RECIPE: dict[str, Any] = {
         "var/lib/apt/lists/*",
     ],
     "epoch": 1767225600,
+    "archive": "pax",  # as `layout.rewrite` writes it
 }
 _PASSED = (
     *("PATH", "HOME", "TMPDIR", "APT_CONFIG"),
@@ -116,7 +117,7 @@ def _build(cache: Path, target: Path) -> None:
     print("Building the example's image from Debian packages (a minute or two, once) …", flush=True)
     with tempfile.TemporaryDirectory(dir=cache, prefix="building-") as name:
         work = Path(name)
-        archive, packages = work / "layer.tar", work / "packages.json"
+        archive, layer, packages = work / "made.tar", work / "layer.tar", work / "packages.json"
         command = [
             "mmdebstrap",
             f"--variant={RECIPE['variant']}",
@@ -148,8 +149,10 @@ def _build(cache: Path, target: Path) -> None:
         if done.returncode != 0:
             text = done.stderr.decode("utf-8", "replace").strip()
             sys.exit(f"The image could not be built; mmdebstrap said:\n{text[-3000:]}")
+        layout.rewrite(archive, layer)
+        archive.unlink()
         made = work / "layout"
-        config = layout.write(made, [archive], environment=ENVIRONMENT)
+        config = layout.write(made, [layer], environment=ENVIRONMENT)
         record = {"config": config, "packages": json.loads(packages.read_text())}
         (made / "packages.json").write_text(json.dumps(record, indent=1))
         shutil.rmtree(target, ignore_errors=True)

@@ -7,12 +7,23 @@ that changes from one build to the next.
 import hashlib
 import json
 import platform
+import tarfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 CREATED = "1970-01-01T00:00:00Z"
 _ARCHITECTURES = {"x86_64": "amd64", "aarch64": "arm64"}
+
+
+def rewrite(archive: Path, into: Path) -> None:
+    """Write a tar archive again, in one form: which one it has depends on the tools that made it."""
+    with (
+        tarfile.open(archive, "r|") as old,
+        tarfile.open(into, "w", format=tarfile.PAX_FORMAT, copybufsize=1 << 20) as new,
+    ):
+        for entry in old:
+            new.addfile(entry, old.extractfile(entry) if entry.isreg() else None)
 
 
 def write(
