@@ -17,10 +17,10 @@ _ARCHITECTURES = {"x86_64": "amd64", "aarch64": "arm64"}
 
 
 def rewrite(archive: Path, into: Path) -> None:
-    """Write a tar archive again, in one form: which one it has depends on the tools that made it."""
+    """Write a tar archive again, in one form: its own depends on the tools that made it."""
     with (
         tarfile.open(archive, "r|") as old,
-        tarfile.open(into, "w", format=tarfile.PAX_FORMAT, copybufsize=1 << 20) as new,
+        tarfile.open(into, "w", format=tarfile.PAX_FORMAT) as new,
     ):
         for entry in old:
             new.addfile(entry, old.extractfile(entry) if entry.isreg() else None)
