@@ -36,6 +36,8 @@ LEAVING = (
 SECTIONS = (".linux", ".cmdline", ".initrd", ".sbat")
 
 SECURE_BOOT_OFF = {"SecureBoot": b"\0", "PK": b"", "KEK": b"", "db": b"", "dbx": b""}
+NO_SECURE_BOOT = {**SECURE_BOOT_OFF, "SecureBoot": b""}
+"""What firmware measures that knows no secure boot: a variable that is not there is empty."""
 
 
 def extend(digests: Iterable[bytes]) -> bytes:

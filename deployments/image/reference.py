@@ -68,11 +68,12 @@ def _ima(image: qemu.Image, pcrs: Pcrs) -> bytes:
 
 def surprises(image: qemu.Image, pcrs: Pcrs, event_log: bytes) -> list[str]:
     """Return what a boot shows that was not foretold; nothing, if all is well."""
-    foretold = {**image.pcrs, IMA: _ima(image, pcrs), **dict.fromkeys(ZERO, bytes(32))}
+    foretold = {pcr: image.foretold(pcr) for pcr in image.pcrs}
+    foretold |= {IMA: (_ima(image, pcrs),), **dict.fromkeys(ZERO, (bytes(32),))}
     found = [
-        f"PCR {pcr} is {pcrs[pcr].hex()}, not {value.hex()}"
-        for pcr, value in sorted(foretold.items())
-        if pcrs[pcr] != value
+        f"PCR {pcr} is {pcrs[pcr].hex()}, not {' or '.join(value.hex() for value in values)}"
+        for pcr, values in sorted(foretold.items())
+        if pcrs[pcr] not in values
     ]
     replayed = bootlog.parse(event_log).replay()
     found += [
@@ -100,8 +101,8 @@ def document(
                 {
                     0: pcrs[0],
                     1: pcrs[1],
-                    SECURE_BOOT: image.pcrs[SECURE_BOOT],
-                    IMA: _ima(image, {**pcrs, **image.pcrs}),
+                    SECURE_BOOT: pcrs[SECURE_BOOT],
+                    IMA: _ima(image, {**pcrs, **image.pcrs, SECURE_BOOT: pcrs[SECURE_BOOT]}),
                 },
                 {},
                 frozenset(),
