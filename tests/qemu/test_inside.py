@@ -78,7 +78,7 @@ def test_a_debug_boot_is_foretold_and_refused(
     inside: Inside, debug: qemu.Image, signed: bytes
 ) -> None:
     answer = inside[0].attest()
-    assert {pcr: answer.pcrs[pcr] for pcr in debug.pcrs} == dict(debug.pcrs)
+    assert [pcr for pcr in debug.pcrs if answer.pcrs[pcr] not in debug.foretold(pcr)] == []
     assert {4, 9, 11} <= set(vm.problems(signed, answer))
 
 
