@@ -23,6 +23,8 @@ demo: setup ## train, certify and verify a small model on this machine
 demo-lineage: setup ## the same, then fine-tune and evaluate that model, and verify the whole chain
 	$(ROOT) $(BIN)/python -m examples.lineage
 
+# One process more than there are cores: a third of the time they wait for servers and machines.
+test: export PYTEST_XDIST_AUTO_NUM_WORKERS ?= $(shell expr $$(nproc) + 1)
 test: setup-test ## run every test
 	$(ROOT) $(BIN)/python -m pytest $(TESTS)
 
